@@ -1,0 +1,29 @@
+"""Options and rules for all tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("agentrt")
+    group.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    group.addoption("--servers", action="store_true", help="also run the tests that need real servers")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what was not asked for. Deselected, not skipped: a skip would ask for attention."""
+    unwanted = {mark for mark in ("slow", "servers") if not config.getoption(f"--{mark}")}
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in unwanted)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A session in which every test was skipped tested nothing: pytest itself would call it a success."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus == pytest.ExitCode.OK and not session.config.option.collectonly and reporter is not None:
+        if not reporter.stats.get("passed") and not reporter.stats.get("xfailed"):
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
