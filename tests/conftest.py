@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A session in which every test was skipped tested nothing: pytest itself would call it a success."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if exitstatus == pytest.ExitCode.OK and not session.config.option.collectonly and reporter is not None:
-        if not reporter.stats.get("passed") and not reporter.stats.get("xfailed"):
-            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+    if exitstatus != pytest.ExitCode.OK or session.config.option.collectonly or reporter is None:
+        return
+    if not reporter.stats.get("passed") and not reporter.stats.get("xfailed"):
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
