@@ -1,0 +1,322 @@
+"""What travels through a pipeline, and the one contract of everything in it.
+
+A `Call` is a value: stages pass on a changed copy (`call.replace(...)`). Its `record` is shared by all copies and
+only ever appended to: attempts, waits, refusals, target changes. Telemetry, events and budgets read it.
+
+The contract:
+
+    async def middleware(call, call_next): ...      # a function, or an object with this __call__
+
+`call_next` is the rest of the pipeline, one coroutine function. The result is a plain value, or a `Stream` when
+`call.stream` is set; a stage need not care which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Generic, Protocol, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agentrt.errors import TRANSIENT, AttemptTimeout, DeadlineExceeded, Label, classify
+from agentrt.timers import Armed
+
+__all__ = [
+    "ENCLOSING",
+    "RUN",
+    "UNBOUNDED",
+    "Attempt",
+    "Call",
+    "CircuitChange",
+    "DefaultServed",
+    "Entry",
+    "Guard",
+    "Middleware",
+    "Next",
+    "Record",
+    "Refusal",
+    "Retrying",
+    "Run",
+    "TargetChange",
+    "Wait",
+]
+
+R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
+
+UNBOUNDED = math.inf
+"""The deadline of a call that has none."""
+
+ENCLOSING: ContextVar[Armed | None] = ContextVar("agentrt_enclosing", default=None)
+"""The limit of the attempt that we are inside of, with its call: nested calls inherit the remaining time."""
+
+RUN: ContextVar[Run | None] = ContextVar("agentrt_run", default=None)
+"""The run that we are inside of; `agentrt.current()` gives its context."""
+
+
+class Attempt(Struct, frozen=True, eq=False):
+    """One physical try. Times are loop time in seconds; `error` and `label` are None for a success."""
+
+    target: str
+    number: int
+    started: float
+    ended: float
+    error: BaseException | None = None
+    label: Label | None = None
+
+
+class Wait(Struct, frozen=True, eq=False):
+    """Time spent waiting by `stage` ("retry", "throttle", "pace", "bulkhead"), in seconds."""
+
+    stage: str
+    target: str
+    started: float
+    seconds: float
+
+
+class Retrying(Struct, frozen=True, eq=False):
+    """Retry goes on: attempt `number` follows after `delay` seconds because of `error`."""
+
+    target: str
+    number: int
+    delay: float
+    error: BaseException
+
+
+class Refusal(Struct, frozen=True, eq=False):
+    """`stage` did not let the call through to `target`."""
+
+    stage: str
+    target: str
+    error: BaseException
+
+
+class CircuitChange(Struct, frozen=True, eq=False):
+    """The circuit of `target` changed its state ("closed", "open", "half-open", "isolated") during this call."""
+
+    target: str
+    old: str
+    new: str
+
+
+class TargetChange(Struct, frozen=True, eq=False):
+    """Fallback gave up on the target `old` because of `error` and goes on with `new`."""
+
+    old: str
+    new: str
+    error: BaseException
+
+
+class DefaultServed(Struct, frozen=True, eq=False):
+    """Every target failed and Fallback's default was served; `error` is the last failure."""
+
+    error: BaseException
+
+
+Entry = Attempt | Wait | Retrying | Refusal | CircuitChange | TargetChange | DefaultServed
+
+
+class Run(Protocol):
+    """What a call knows of the run it belongs to. `deadline`: loop time in seconds, infinite if there is none."""
+
+    id: str
+    deadline: float
+
+    def observe(self, call: Call[Any], entry: Entry) -> None:
+        """Sees each entry of a record as it is made (the run turns them into events)."""
+        ...
+
+
+class Record(Struct, eq=False):
+    """What really happened to one call. Times are loop time in seconds; `time` reads that clock.
+
+    `target`: the present one. `started`, `ended`: of the whole call (`ended` is None while it runs); `first_item`: when a stream's first
+    item came. `error`: how it ended, None for a success. `usage`: tokens, as the terminal noted them.
+    `abandoned`: a worker thread that could not be cancelled; while it runs the call is not repeated.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    time: Callable[[], float]
+    started: float
+    target: str
+    ended: float | None = None
+    error: BaseException | None = None
+    entries: list[Entry] = []
+    attempt_started: float | None = None
+    attempt_number: int = 1
+    first_item: float | None = None
+    usage: Any = None
+    abandoned: asyncio.Future[Any] | None = None
+    nested: list[tuple[BaseException, Label]] | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far, or of the whole call once it has ended."""
+        end = self.ended if self.ended is not None else self.time()
+        return end - self.started
+
+    @property
+    def degraded(self) -> bool:
+        """True if the answer did not come from the first target."""
+        return any(isinstance(entry, TargetChange | DefaultServed) for entry in self.entries)
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Every physical try in order, the successful one last.
+
+        Failed tries are in `entries`. The usual try, the first one on the first target that succeeds, is made
+        up here from four numbers instead of costing every call an object.
+        """
+        tries = [entry for entry in self.entries if isinstance(entry, Attempt)]
+        if self.attempt_started is not None:
+            ended = self.ended if self.ended is not None else self.time()
+            label = None if self.error is None else classify(self.error)
+            tries.append(
+                Attempt(
+                    self.target, self.attempt_number, self.attempt_started, ended, self.error, label
+                )
+            )
+        return tries
+
+    @property
+    def is_abandoned(self) -> bool:
+        """True while a worker thread of this call goes on without us."""
+        return self.abandoned is not None and not self.abandoned.done()
+
+    @property
+    def waits(self) -> list[Wait]:
+        return [entry for entry in self.entries if isinstance(entry, Wait)]
+
+    @property
+    def errors(self) -> list[BaseException]:
+        """The failures and refusals of this call in the order they happened, as the objects themselves."""
+        return [
+            entry.error
+            for entry in self.entries
+            if isinstance(entry, Attempt | Refusal) and entry.error is not None
+        ]
+
+    def label(self, error: BaseException) -> Label:
+        """The label that the terminal gave to `error`; one that came later is judged by its class."""
+        for entry in reversed(self.entries):
+            if type(entry) is Attempt and entry.error is error and entry.label is not None:
+                return entry.label
+        return classify(error)
+
+
+class Call(Struct, Generic[R], frozen=True, eq=False):
+    """One logical operation on its way inwards. `R` is the type of its result.
+
+    `kind`: "model", "tool", "memory", "secret", or a name of yours. `operation`: what is done ("chat", the
+    tool's name). `target`: what an attempt goes to, for example "openai:gpt-5-mini" or "tool:search".
+    `request`: what is sent, as the terminal understands it. `idempotent`: it may be repeated.
+    `deadline`: loop time in seconds by which all of it must be over, infinite if there is none.
+    `share`: the part of it that belongs to the present target, as a loop time. `attempt`: 1-based, per target.
+    `single`: an enclosing call repeats this one, so each target gets one attempt. `covers`: the same for
+    calls nested in this one. `key`: an idempotency key, the same for all attempts.
+    """
+
+    kind: str
+    operation: str
+    target: str
+    request: Any
+    idempotent: bool
+    stream: bool
+    deadline: float
+    share: float
+    attempt: int
+    run: Run | None
+    record: Record
+    parent: Call[Any] | None = None
+    single: bool = False
+    covers: bool = False
+    key: str | None = None
+
+    def replace(self, **changes: Any) -> Call[R]:
+        """A copy with some fields changed, sharing the record."""
+        return replace(self, **changes)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until `deadline`, never negative; infinite if there is none."""
+        return max(0.0, self.deadline - self.record.time())
+
+    def note(self, entry: Entry) -> None:
+        """Append to the record, and let the run see it."""
+        self.record.entries.append(entry)
+        if self.run is not None:
+            self.run.observe(self, entry)
+
+    def failed(self, error: BaseException, label: Label, *, instead_of: BaseException | None = None) -> None:
+        """Note that the running attempt failed with `error`.
+
+        A stage that turns the failure into another (timeout, when a cleanup raised something else) names the
+        one it replaces, so that an attempt never stands in the record twice.
+        """
+        record = self.record
+        now = record.time()
+        started = record.attempt_started if record.attempt_started is not None else record.started
+        if instead_of is not None and record.entries:
+            last = record.entries[-1]
+            if type(last) is Attempt and last.error is instead_of:
+                record.entries.pop()
+                started = last.started
+        record.attempt_started = None
+        if self.parent is not None:
+            enclosing = self.parent.record
+            if enclosing.nested is None:
+                enclosing.nested = []
+            enclosing.nested.append((error, label))
+        self.note(Attempt(self.target, self.attempt, started, now, error, label))
+
+
+def label_at_terminal(call: Call[Any], error: BaseException, known: Label | None) -> Label:
+    """The one place where a failure gets its label.
+
+    `known`: what the terminal's own classifier says (a tool's `transient=`), or None. A failure that comes out
+    of a nested call is not this target's fault, so this target's breaker does not count it; a nested call that
+    ran out of time while this one has some left may succeed when repeated.
+    """
+    if known is not None:
+        return known
+    for nested, label in call.record.nested or ():
+        if nested is error:
+            if isinstance(error, AttemptTimeout):
+                return TRANSIENT.nested()
+            return label.nested()
+    if isinstance(error, DeadlineExceeded) and error.scope == "call":
+        return TRANSIENT.nested()
+    return classify(error)
+
+
+# --- the contract --------------------------------------------------------------------------------------
+
+Next = Callable[[Call[R]], Awaitable[R]]
+
+
+class Middleware(Protocol):
+    """One stage: does something before, after or instead of `await call_next(call)`."""
+
+    async def __call__(self, call: Call[R], call_next: Next[R], /) -> R: ...
+
+
+class Guard(Protocol):
+    """The second form of a built-in stage that awaits nothing: the composer inlines it instead of paying for a
+    coroutine. A stage that offers it behaves the same in both forms (one conformance test holds them together).
+
+    `enter` may refuse by raising. After it exactly one of the others is called: `done` with a value,
+    `committed` with a stream that has its first item (whatever the stage still has to do happens when that
+    stream settles), or `failed`, which returns the exception that goes on outwards.
+    """
+
+    def enter(self, call: Call[Any], /) -> Any: ...
+
+    def done(self, token: Any, call: Call[Any], /) -> None: ...
+
+    def committed(self, token: Any, call: Call[Any], stream: Any, /) -> None: ...
+
+    def failed(self, token: Any, call: Call[Any], error: BaseException, /) -> BaseException: ...

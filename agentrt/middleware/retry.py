@@ -1,0 +1,158 @@
+"""Retry: another attempt on the same target, when that can help and cannot harm.
+
+Allow-list by label (`agentrt.errors`), idempotency rule, Retry-After, deadline, budget: see docs/pipeline.md for the
+order in which they decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from agentrt import options
+from agentrt.call import Call, Next, Retrying, Wait
+from agentrt.errors import ThrottledError, proves_not_executed
+from agentrt.middleware.backoff import Backoff, Growth, after_throttling
+from agentrt.middleware.retry_budget import RetryBudget
+
+__all__ = ["Retry", "RetryBudget"]
+
+R = TypeVar("R")
+ErrorTest = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+
+
+class Retry:
+    """Repeats a failed attempt.
+
+    `max_attempts` (3): per target, the first included. `backoff` ("exponential", "linear", "constant",
+    "decorrelated" or a function of the number of failed attempts), `initial_delay` (1 s), `max_delay` (30 s),
+    `jitter` ("full" or "none"). A Retry-After of the target is honoured, never earlier; beyond
+    `max_retry_after` (60 s) or the deadline it gives up at once. `budget` (`RetryBudget()`, None for no limit)
+    is per target.
+
+    Only labels that say so are retried. `retry_on`: exception types, or a function of the error, to be taken as
+    transient as well: the breaker then counts them too. `retry_result`: a function of the result; true rejects it as
+    `ResultRejected`. A call that is not idempotent is repeated only if the error proves that nothing was done.
+    """
+
+    name: ClassVar[str] = "retry"
+
+    def __init__(
+        self,
+        *,
+        max_attempts: int = 3,
+        backoff: Growth = "exponential",
+        initial_delay: float = 1.0,
+        max_delay: float = 30.0,
+        jitter: str = "full",
+        max_retry_after: float = 60.0,
+        budget: RetryBudget | None | Any = ...,
+        retry_on: ErrorTest | None = None,
+        retry_result: Callable[[Any], bool] | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.max_attempts = options.count("max_attempts", max_attempts)
+        self.backoff = backoff
+        self.initial_delay = initial_delay
+        self.max_delay = max_delay
+        self.jitter = jitter
+        self.max_retry_after = options.seconds("max_retry_after", max_retry_after, open_=False)
+        self.budget: RetryBudget | None = RetryBudget() if budget is ... else budget
+        self.retry_on = retry_on
+        self.retry_result = retry_result
+        self._random = random
+        self._backoff = Backoff(
+            backoff, initial=initial_delay, maximum=max_delay, jitter=jitter, random=random
+        )
+        self._available: Callable[[str], bool] = _always
+        self._gated = False
+
+    def bind(self, inner: Sequence[Any]) -> Retry:
+        """This stage for one pipeline: `inner` are the stages inside it, from the call outward."""
+        bound = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__)
+        for stage in inner:
+            if hasattr(stage, "available"):
+                bound._available = stage.available
+            if getattr(stage, "gates_throttling", False):
+                bound._gated = True
+        return bound
+
+    def longest_first_backoff(self) -> float:
+        """The longest wait before a second attempt, in seconds."""
+        return self._backoff.longest(1)
+
+    async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
+        try:
+            result = await call_next(call)
+        except Exception as error:
+            return await self._again(call, call_next, error)
+        if self.budget is not None:
+            self.budget.of(call.target).first(call.record.time())
+        return result
+
+    async def _again(self, call: Call[R], call_next: Next[R], error: Exception) -> R:
+        if self.budget is not None:
+            self.budget.of(call.target).first(call.record.time())
+        previous: float | None = None
+        while True:
+            delay = self._delay(call, error, previous)
+            if delay is None:
+                raise error
+            previous = delay
+            call.note(Retrying(call.target, call.attempt + 1, delay, error))
+            if delay > 0.0:
+                started = call.record.time()
+                await asyncio.sleep(delay)
+                call.note(Wait(self.name, call.target, started, call.record.time() - started))
+            call = call.replace(attempt=call.attempt + 1)
+            call.record.attempt_number = call.attempt
+            try:
+                return await call_next(call)
+            except Exception as again:
+                error = again
+
+    def _delay(self, call: Call[Any], error: Exception, previous: float | None) -> float | None:
+        """Seconds to wait before the next attempt, or None to give up."""
+        if call.attempt >= self.max_attempts or call.single or call.record.is_abandoned:
+            return None
+        if not call.record.label(error).retry:
+            return None
+        if not (call.idempotent or proves_not_executed(error)):
+            return None
+        if not self._available(call.target):
+            # This failure (or another's meanwhile) opened the circuit: the real error goes on, no budget is spent.
+            return None
+        delay = self._wait_for(call, error, previous)
+        now = call.record.time()
+        if delay is None or now + delay >= call.share:
+            return None
+        if self.budget is not None and not self.budget.of(call.target).spend(now):
+            _mark_exhausted(error)
+            return None
+        return delay
+
+    def _wait_for(self, call: Call[Any], error: Exception, previous: float | None) -> float | None:
+        asked = getattr(error, "retry_after", None)
+        if asked is not None and asked > 0.0:
+            if asked > self.max_retry_after:
+                return None
+            if isinstance(error, ThrottledError) and self._gated:
+                return 0.0  # the gate of this host is closed: the next attempt waits there, once
+            return after_throttling(asked, self._random)
+        return self._backoff.delay(call.attempt, previous=previous)
+
+
+def _always(target: str) -> bool:
+    return True
+
+
+def _mark_exhausted(error: BaseException) -> None:
+    """The last error itself goes on, marked `retry_budget_exhausted`."""
+    try:
+        error.retry_budget_exhausted = True  # type: ignore[attr-defined]
+    except AttributeError:
+        pass  # an exception class that forbids new attributes still gets the note
+    error.add_note("not retried: the retry budget of this target is exhausted")

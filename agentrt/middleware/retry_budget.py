@@ -1,0 +1,92 @@
+"""A retry budget keeps retries a small part of the traffic, so that they cannot turn trouble into an outage.
+
+After Finagle's RetryBudget and failsafe-go: a retry on a target is allowed while those made there in the last `per`
+seconds are fewer than max(`minimum`, `ratio` x first attempts that ended there in the same time).
+"""
+
+from __future__ import annotations
+
+import math
+
+from agentrt import options
+from agentrt.errors import ConfigError
+
+__all__ = ["Ledger", "RetryBudget"]
+
+SLICES = 20
+"""The window is counted in this many slices; a count is exact to one slice."""
+
+MAX_TARGETS = 10_000
+
+
+class RetryBudget:
+    """Allows retries on each target up to a part of its traffic.
+
+    `ratio` (0.2): retries per first attempt. `per` (60 s): the window. `minimum` (10): retries that are
+    always allowed in a window. Give the same object to several `Retry` stages to share it.
+    """
+
+    __slots__ = ("_ledgers", "minimum", "per", "ratio")
+
+    def __init__(self, *, ratio: float = 0.2, per: float = 60.0, minimum: int = 10) -> None:
+        if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0.0 <= ratio <= 10.0:
+            raise ConfigError(f"ratio must be from 0 to 10, not {ratio!r}")
+        self.ratio = float(ratio)
+        self.per = options.seconds("per", per)
+        self.minimum = options.count("minimum", minimum, minimum=0)
+        self._ledgers: dict[str, Ledger] = {}
+
+    def of(self, target: str) -> Ledger:
+        """The ledger of one target."""
+        ledger = self._ledgers.get(target)
+        if ledger is None:
+            if len(self._ledgers) >= MAX_TARGETS:
+                # A forgotten ledger starts again with `minimum` retries: harmless, and the oldest is the likeliest idle.
+                del self._ledgers[next(iter(self._ledgers))]
+            ledger = self._ledgers[target] = Ledger(self)
+        return ledger
+
+    def __repr__(self) -> str:
+        return f"RetryBudget(ratio={self.ratio:g}, per={self.per:g}, minimum={self.minimum})"
+
+
+class Ledger:
+    """First attempts and retries on one target in the last `per` seconds."""
+
+    __slots__ = ("_budget", "_firsts", "_retries", "_slice", "_slices", "_turn")
+
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
+        self._slice = budget.per / SLICES
+        self._slices: list[list[int]] = []  # [slice number, firsts, retries], oldest first
+        self._turn = -math.inf
+        self._firsts = 0
+        self._retries = 0
+
+    def first(self, now: float) -> None:
+        """A first attempt ended (or its stream committed)."""
+        if now >= self._turn:
+            self._rotate(now)
+        self._slices[-1][1] += 1
+        self._firsts += 1
+
+    def spend(self, now: float) -> bool:
+        """Take one retry, if the budget allows it."""
+        if now >= self._turn:
+            self._rotate(now)
+        budget = self._budget
+        if self._retries >= max(budget.minimum, budget.ratio * self._firsts):
+            return False
+        self._slices[-1][2] += 1
+        self._retries += 1
+        return True
+
+    def _rotate(self, now: float) -> None:
+        number = math.floor(now / self._slice)
+        self._turn = (number + 1) * self._slice
+        slices = self._slices
+        while slices and slices[0][0] <= number - SLICES:
+            _, firsts, retries = slices.pop(0)
+            self._firsts -= firsts
+            self._retries -= retries
+        slices.append([number, 0, 0])

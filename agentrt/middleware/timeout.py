@@ -1,0 +1,244 @@
+"""Timeout: bounds each attempt, and holds the call's share and deadline.
+
+The timer is exact and ours: see `agentrt.timers` for how its cancellation is told from the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import current_task
+from typing import Any, ClassVar, Literal, TypeVar, cast
+
+from agentrt import options
+from agentrt.call import ENCLOSING, UNBOUNDED, Call, Next, Refusal
+from agentrt.errors import AgentrtError, AttemptTimeout, DeadlineExceeded, classify
+from agentrt.stream import Stream
+from agentrt.timers import Armed, FixedLimit, Task, Timers
+
+__all__ = ["Timeout"]
+
+R = TypeVar("R")
+
+
+class Timeout:
+    """Ends an attempt that takes too long.
+
+    `attempt` (60 s, None for no limit): one attempt. For a stream the time to its first item is limited by the
+    smaller of `attempt` and `first_item` (None), afterwards each wait for an item by `idle` (None). All three
+    raise `AttemptTimeout`. The call's share and deadline, if shorter, end it too: as
+    `AttemptTimeout(cut=True)` (the next target follows) and as `DeadlineExceeded`.
+    The callee's own cleanup is awaited; it is the one thing that may exceed a limit.
+    """
+
+    name: ClassVar[str] = "timeout"
+
+    def __init__(
+        self, *, attempt: float | None = 60.0, first_item: float | None = None, idle: float | None = None
+    ) -> None:
+        self.attempt = None if attempt is None else options.seconds("attempt", attempt)
+        self.first_item = None if first_item is None else options.seconds("first_item", first_item)
+        self.idle = None if idle is None else options.seconds("idle", idle)
+        self._value_seconds = UNBOUNDED if self.attempt is None else self.attempt
+        self._stream_seconds = min(
+            self._value_seconds, UNBOUNDED if self.first_item is None else self.first_item
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timers: Timers
+        self._value_limit: FixedLimit
+        self._stream_limit: FixedLimit
+        self._idle_limit: FixedLimit | None
+
+    async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
+        armed = self.enter(call)
+        try:
+            result = await call_next(call)
+        except BaseException as error:
+            raised = self.failed(armed, call, error)
+            if raised is error:
+                raise
+            raise raised from raised.__cause__
+        if call.stream:
+            self.committed(armed, call, cast("Stream[Any]", result))
+        else:
+            self.done(armed, call)
+        return result
+
+    def enter(self, call: Call[Any], /) -> Armed:
+        record = call.record
+        loop = record.loop
+        if loop is not self._loop:
+            self._bind(loop)
+        now = record.time()
+        limit = self._stream_limit if call.stream else self._value_limit
+        share = call.share
+        task = cast("Task", current_task(loop))
+        # An exact tie of limit and share belongs to the limit.
+        if share < now + limit.seconds:
+            if share <= now:
+                raise self._too_late(call)
+            armed = self._timers.arm_at(share, task, call)
+        elif limit.seconds < UNBOUNDED:
+            armed = limit.arm(now, task, call)
+        else:
+            armed = Armed(UNBOUNDED, task, task.cancelling(), call)
+        record.attempt_started = now
+        armed.token = ENCLOSING.set(armed)
+        return armed
+
+    def done(self, armed: Armed, call: Call[Any], /) -> None:
+        ENCLOSING.reset(armed.token)
+        if armed.fired:
+            # The limit fired and the callee returned a value all the same: the value, as asyncio.timeout.
+            self._timers.settle(armed)
+        elif armed.queue is not None:
+            del armed.queue[armed]
+        elif armed.handle is not None:
+            armed.handle.cancel()
+
+    def committed(self, armed: Armed, call: Call[Any], stream: Stream[Any], /) -> None:
+        self.done(armed, call)
+        if self._idle_limit is not None or call.deadline < UNBOUNDED:
+            stream.limit_pulls(_Pull(call, self._timers, self._idle_limit))
+
+    def failed(self, armed: Armed, call: Call[Any], error: BaseException, /) -> BaseException:
+        ours = _end(self._timers, armed)
+        if armed.fired and ours and _is_ending(error, armed):
+            return self._timed_out(armed, call, error)
+        return _caller_first(error, ours=ours)
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timers = timers = Timers.of(loop)
+        self._value_limit = timers.fixed(self._value_seconds)
+        self._stream_limit = timers.fixed(self._stream_seconds)
+        self._idle_limit = None if self.idle is None else timers.fixed(self.idle)
+
+    def _timed_out(self, armed: Armed, call: Call[Any], error: BaseException) -> BaseException:
+        own = self._stream_seconds if call.stream else self._value_seconds
+        record = call.record
+        started = record.attempt_started
+        if started is None:  # the terminal noted the cleanup's own failure
+            started = next((a.started for a in reversed(record.attempts) if a.error is error), record.started)
+        elapsed = record.time() - started
+        if armed.queue is not None:
+            limit: Literal["attempt", "first_item"] = "attempt"
+            if call.stream and self._stream_seconds < self._value_seconds:
+                limit = "first_item"
+            raised: BaseException = AttemptTimeout(
+                f"{call.target}: no {'first item' if call.stream else 'result'} within its {limit} limit of "
+                f"{own:g} s",
+                limit=limit,
+                seconds=own,
+                elapsed=elapsed,
+            )
+        elif armed.when >= call.deadline:
+            raised = deadline_exceeded(call, ran=elapsed / own)
+        else:
+            raised = AttemptTimeout(
+                f"{call.target}: cut after {elapsed:.3g} s, its share of the deadline is over",
+                seconds=own,
+                elapsed=elapsed,
+                cut=True,
+            )
+        raised.__cause__ = error
+        call.failed(raised, classify(raised), instead_of=error)
+        return raised
+
+    def _too_late(self, call: Call[Any]) -> AgentrtError:
+        """The time was over before the attempt could start: nothing was done."""
+        late: DeadlineExceeded | AttemptTimeout
+        if call.share >= call.deadline:
+            late = deadline_exceeded(call)
+        else:
+            late = AttemptTimeout(
+                f"{call.target}: its share of the deadline is over", cut=True, seconds=UNBOUNDED
+            )
+        late.executed = False
+        call.record.attempt_started = None
+        call.note(Refusal(self.name, call.target, late))
+        return late
+
+
+class _Pull:
+    """Bounds each wait for the next item of a committed stream: by `idle`, and by the call's deadline."""
+
+    __slots__ = ("_call", "_idle", "_timers")
+
+    def __init__(self, call: Call[Any], timers: Timers, idle: FixedLimit | None) -> None:
+        self._call = call
+        self._timers = timers
+        self._idle = idle
+
+    def arm(self) -> Armed:
+        call, timers, idle = self._call, self._timers, self._idle
+        now = timers.time()
+        task = cast("Task", current_task(timers.loop))
+        if idle is not None and now + idle.seconds <= call.deadline:
+            armed = idle.arm(now, task, call)
+        else:
+            if call.deadline <= now:
+                raise deadline_exceeded(call)
+            armed = timers.arm_at(call.deadline, task, call)
+        armed.token = ENCLOSING.set(armed)
+        return armed
+
+    def disarm(self, armed: Armed, /) -> None:
+        ENCLOSING.reset(armed.token)
+        self._timers.disarm(armed)
+
+    def failed(self, armed: Armed, error: BaseException, /) -> BaseException:
+        ours = _end(self._timers, armed)
+        if not (armed.fired and ours and _is_ending(error, armed)):
+            return _caller_first(error, ours=ours)
+        call = self._call
+        raised: BaseException
+        if armed.queue is not None and self._idle is not None:
+            seconds = self._idle.seconds
+            raised = AttemptTimeout(
+                f"{call.target}: no further item within its idle limit of {seconds:g} s",
+                limit="idle",
+                seconds=seconds,
+                elapsed=seconds,
+            )
+        else:
+            raised = deadline_exceeded(call, ran=1.0)
+        raised.__cause__ = error
+        call.failed(raised, classify(raised), instead_of=error)
+        return raised
+
+
+def deadline_exceeded(call: Call[Any], *, ran: float = 0.0) -> DeadlineExceeded:
+    """The error for a call whose deadline is over; the run's deadline, if that is what it was."""
+    of_run = call.run is not None and call.deadline >= call.run.deadline
+    seconds = call.deadline - call.record.started
+    whose = "the run" if of_run else "the call"
+    return DeadlineExceeded(
+        f"{call.target}: the deadline of {whose} is over (this call had {seconds:.3g} s)",
+        scope="run" if of_run else "call",
+        ran=ran,
+    )
+
+
+def _end(timers: Timers, armed: Armed) -> bool:
+    try:
+        ENCLOSING.reset(armed.token)
+    except ValueError:
+        # A coroutine that the garbage collector closes runs its cleanup in a foreign context.
+        pass
+    return timers.disarm(armed)
+
+
+def _is_ending(error: BaseException, armed: Armed) -> bool:
+    """True if `error` is how the callee ended because of our limit: cancelled, or a cleanup that failed."""
+    if isinstance(error, asyncio.CancelledError):
+        return armed.delivered
+    return isinstance(error, Exception)
+
+
+def _caller_first(error: BaseException, *, ours: bool) -> BaseException:
+    """A caller's cancellation wins over whatever its cleanup raised."""
+    if ours or not isinstance(error, Exception):
+        return error
+    cancelled = asyncio.CancelledError()
+    cancelled.__cause__ = error
+    return cancelled

@@ -1,0 +1,477 @@
+"""The pipeline: stages composed once around whatever is called.
+
+The list is written from the call outward, and each stage wraps the ones before it:
+
+    timeout -> circuit_breaker -> retry -> fallback -> telemetry
+
+so that a timeout bounds each attempt, the breaker sees every attempt on its target, retry repeats what the breaker
+admits, fallback takes the next target when retry has given up, and one record covers the whole call. `ORDER` has all
+the places. A pipeline is a value: `replace`, `without` and `place` return a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar, TypeVarTuple, cast
+
+from msgspec import Struct
+
+from agentrt import options
+from agentrt.call import ENCLOSING, RUN, UNBOUNDED, Call, Middleware, Next, Record
+from agentrt.clock import reader
+from agentrt.compose import Classify, compose
+from agentrt.errors import ConfigError
+from agentrt.stream import Stream
+
+__all__ = ["ORDER", "Invocation", "Pipeline", "PipelineWarning", "StageDescription"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+ORDER = (
+    "chaos",
+    "timeout",
+    "circuit_breaker",
+    "bulkhead",
+    "pace",
+    "throttle",
+    "rate_limit",
+    "budget",
+    "hedge",
+    "retry",
+    "fallback",
+    "cache",
+    "telemetry",
+)
+"""Every place in the pipeline, from the call outward. Whatever waits stands outside the circuit breaker: its wait is
+not the target's latency, and a queued attempt meets the breaker when it starts."""
+
+
+class PipelineWarning(UserWarning):
+    """The pipeline can be built, but one of its stages cannot do its work where it stands."""
+
+
+class Invocation(Struct, frozen=True, eq=False):
+    """The request of a pipeline that calls functions."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+
+    def with_function(self, function: Callable[..., Any]) -> Invocation:
+        """The same arguments for another function: a fallback target."""
+        return Invocation(function, self.args)
+
+
+class StageDescription(Struct, frozen=True):
+    """One stage as it stands: its name, its options, and where each was set (by option name)."""
+
+    name: str
+    options: dict[str, Any]
+    sources: dict[str, str]
+
+
+class _Off(Struct, frozen=True, eq=False):
+    """The place of a built-in stage that is off."""
+
+    name: str
+
+
+class Pipeline:
+    """Stages around a terminal.
+
+    `inner_first`: the stages from the call outward. `target`, `kind`, `operation` (default: the target) name
+    what is called. `idempotent` (False): a call may be repeated even if its effect is in doubt. `deadline`
+    (None, seconds): bounds each whole call, its attempts, waits and targets together. `terminal`: an async function
+    of the `Call` (default: call the function given to `call`); `classify`: what it knows about its own errors, a
+    function of the error to a `Label` or None. `sources`: where options were set, by "stage.option".
+    """
+
+    def __init__(
+        self,
+        *,
+        inner_first: Iterable[Middleware],
+        target: str = "call",
+        kind: str = "call",
+        operation: str | None = None,
+        idempotent: bool = False,
+        deadline: float | None = None,
+        terminal: Next[Any] | None = None,
+        classify: Classify | None = None,
+        sources: dict[str, str] | None = None,
+    ) -> None:
+        self.target = target
+        self.kind = kind
+        self.operation = target if operation is None else operation
+        self.idempotent = idempotent
+        self.deadline = None if deadline is None else options.seconds("deadline", deadline)
+        self.sources = sources if sources is not None else {}
+        self._terminal = terminal
+        self._classify = classify
+        self._layout = _with_places(list(inner_first))
+        self._value: Next[Any] | None = None
+        self._stream: Next[Any] | None = None
+        self._seconds = UNBOUNDED if self.deadline is None else self.deadline
+        self._retries = any(
+            stage_name(stage) == "retry" and getattr(stage, "max_attempts", 1) > 1 for stage in self.stages
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._time: Callable[[], float]
+        self._warn()
+
+    @classmethod
+    def default(
+        cls, *, target: str = "call", idempotent: bool = False, deadline: float | None = None
+    ) -> Pipeline:
+        """Timeout (60 s an attempt), circuit breaker, retry (3 attempts), fallback (no further target) and
+        telemetry (off), with the default options of each."""
+        from agentrt.middleware.defaults import default_stages
+
+        return cls(
+            inner_first=default_stages("call"), target=target, idempotent=idempotent, deadline=deadline
+        )
+
+    # --- changing it -----------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> tuple[Middleware, ...]:
+        """The stages that are on, from the call outward."""
+        return tuple(cast("Middleware", stage) for stage in self._layout if not isinstance(stage, _Off))
+
+    def replace(self, stage: Middleware) -> Pipeline:
+        """With `stage` instead of the one of the same name, or turned on at that name's place."""
+        name = stage_name(stage)
+        if name not in _names(self._layout):
+            raise ConfigError(
+                f"there is no stage named {name!r} to replace; use place(..., outside=) or inside= for your own"
+            )
+        return self._changed([stage if _name(item) == name else item for item in self._layout])
+
+    def without(self, *names: str) -> Pipeline:
+        """With the stages of these names turned off. Their places stay."""
+        for name in names:
+            self._check_name(name)
+        kept = [
+            (_Off(_name(item)) if _name(item) in ORDER else None) if _name(item) in names else item
+            for item in self._layout
+        ]
+        return self._changed([item for item in kept if item is not None])
+
+    def place(
+        self, stage: Middleware, *, outside: str | None = None, inside: str | None = None
+    ) -> Pipeline:
+        """With `stage` directly beside the named one (default: just inside telemetry). At one place, what was
+        placed first is outermost."""
+        if outside is not None and inside is not None:
+            raise ConfigError("place a stage outside= one stage or inside= one, not both")
+        anchor = outside if outside is not None else inside if inside is not None else "telemetry"
+        self._check_name(anchor)
+        layout = list(self._layout)
+        index = next(i for i, item in enumerate(layout) if _name(item) == anchor)
+        if outside is not None:
+            layout.insert(index + 1, _Placed(stage, anchor, outside=True))
+        else:
+            # Those placed here before stay outermost, nearest to the anchor.
+            while index > 0 and _is_placed(layout[index - 1], anchor):
+                index -= 1
+            layout.insert(index, _Placed(stage, anchor, outside=False))
+        return self._changed(layout)
+
+    def describe(self) -> tuple[StageDescription, ...]:
+        """The stages from the call outward, with every option and where it was set."""
+        return tuple(self._describe(stage) for stage in self.stages)
+
+    # --- calling ---------------------------------------------------------------------------------------
+
+    async def call(self, function: Callable[[*Ts], Awaitable[R]], *args: *Ts) -> R:
+        """Call `await function(*args)` through the pipeline; use functools.partial for keyword arguments.
+
+        Raises what the function raised (the same object), or one of our refusals, timeouts or `ResultRejected`.
+        """
+        send = self._value
+        if send is None:
+            send = self._compose_value()
+        return cast("R", await send(self.new_call(Invocation(function, args))))
+
+    def stream(
+        self, function: Callable[[*Ts], AsyncIterator[T] | Awaitable[AsyncIterator[T]]], *args: *Ts
+    ) -> OpenStream[T]:
+        """Open what `function(*args)` streams: `async with pipeline.stream(f, x) as stream: async for item in ...`.
+
+        Retry and fallback apply until the first item; after it errors propagate and nothing is repeated.
+        """
+        return OpenStream(self, self.new_call, Invocation(function, args))
+
+    async def send(self, call: Call[R]) -> R:
+        """Send a call made by `new_call` through the pipeline."""
+        if call.stream:
+            return cast("R", await (self._stream or self._compose_stream())(call))
+        return cast("R", await (self._value or self._compose_value())(call))
+
+    def new_call(
+        self,
+        request: Any,
+        stream: bool = False,
+        *,
+        operation: str | None = None,
+        key: str | None = None,
+        idempotent: bool | None = None,
+    ) -> Call[Any]:
+        """A call to this pipeline's target, bounded by its deadline, the run's and the enclosing call's."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop = loop
+            self._time = reader(loop)
+        now = self._time()
+        deadline = now + self._seconds
+        run = RUN.get()
+        if run is not None and run.deadline < deadline:
+            deadline = run.deadline
+        repeatable = self.idempotent if idempotent is None else idempotent
+        parent: Call[Any] | None = None
+        single = False
+        enclosing = ENCLOSING.get()
+        if enclosing is not None:
+            if enclosing.when < deadline:
+                deadline = enclosing.when
+            parent = cast("Call[Any]", enclosing.call)
+            single = parent.covers
+        return Call(
+            self.kind,
+            self.operation if operation is None else operation,
+            self.target,
+            request,
+            repeatable,
+            stream,
+            deadline,
+            deadline,
+            1,
+            run,
+            Record(loop, self._time, now, self.target),
+            parent,
+            single,
+            single or (repeatable and self._retries),
+            key,
+        )
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _compose_value(self) -> Next[Any]:
+        self._value = self._compose(self._terminal or _invoke, stream=False)
+        return self._value
+
+    def _compose_stream(self) -> Next[Any]:
+        self._stream = self._compose(self._terminal or _open, stream=True)
+        return self._stream
+
+    def _compose(self, terminal: Next[Any], *, stream: bool) -> Next[Any]:
+        stages: list[Any] = list(_holding_deadline(self.stages))
+        bound: list[Middleware] = []
+        for stage in stages:
+            if getattr(stage, "is_used", True):
+                bind = getattr(stage, "bind", None)
+                bound.append(stage if bind is None else bind(tuple(bound)))
+        retry = next((stage for stage in bound if stage_name(stage) == "retry"), None)
+        return compose(
+            bound,
+            terminal,
+            stream=stream,
+            classify=self._classify,
+            retry_on=getattr(retry, "retry_on", None),
+            retry_result=getattr(retry, "retry_result", None),
+        )
+
+    def _changed(self, layout: Sequence[Any]) -> Pipeline:
+        changed = object.__new__(type(self))
+        changed.__dict__.update(self.__dict__)
+        changed._layout = list(layout)
+        changed._value = changed._stream = None
+        changed._retries = any(
+            stage_name(stage) == "retry" and getattr(stage, "max_attempts", 1) > 1
+            for stage in changed.stages
+        )
+        changed._warn()
+        return changed
+
+    def _check_name(self, name: str) -> None:
+        names = _names(self._layout)
+        if name not in names:
+            raise ConfigError(f"there is no stage named {name!r}; the places are {', '.join(names)}")
+
+    def _describe(self, stage: Middleware) -> StageDescription:
+        name = stage_name(stage)
+        values = stage_options(stage)
+        sources = {
+            option: self.sources.get(f"{name}.{option}", "default") for option in values
+        }
+        return StageDescription(name, values, sources)
+
+    def _warn(self) -> None:
+        for problem in order_problems(self.stages, seconds=self._seconds, idempotent=self.idempotent):
+            warnings.warn(problem, PipelineWarning, stacklevel=3)
+
+
+class OpenStream(Generic[T]):
+    """`async with` opens the stream through the pipeline and closes it at the end of the block."""
+
+    def __init__(self, pipeline: Pipeline, new_call: Callable[..., Call[Any]], request: Any) -> None:
+        self._pipeline = pipeline
+        self._new_call = new_call
+        self._request = request
+        self._stream: Stream[T] | None = None
+
+    async def __aenter__(self) -> Stream[T]:
+        self._stream = await self._pipeline.send(self._new_call(self._request, True))
+        return self._stream
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._stream is not None:
+            await self._stream.__aexit__(kind, error, traceback)
+
+
+class _Placed:
+    """A user's stage at its place, with what it was placed beside."""
+
+    def __init__(self, stage: Middleware, anchor: str, *, outside: bool) -> None:
+        self.stage = stage
+        self.anchor = anchor
+        self.outside = outside
+        self.name = stage_name(stage)
+
+    async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
+        return await self.stage(call, call_next)
+
+
+def stage_name(stage: Any) -> str:
+    """The name a stage is placed and shown by: its `name`, else that of the function or class."""
+    name = getattr(stage, "name", None) or getattr(stage, "__name__", None)
+    return str(name or type(stage).__name__)
+
+
+def stage_options(stage: Any) -> dict[str, Any]:
+    """The constructor's parameters of a stage with their present values."""
+    if inspect.isroutine(stage):
+        return {}
+    options_: dict[str, Any] = {}
+    for name, parameter in inspect.signature(type(stage)).parameters.items():
+        if name == "random" or not hasattr(stage, name):
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL and not getattr(stage, name):
+            continue
+        value = getattr(stage, name)
+        if value is not ...:
+            options_[name] = value
+    return options_
+
+
+def order_problems(stages: Sequence[Any], *, seconds: float, idempotent: bool) -> list[str]:
+    """What cannot work about this order, one sentence each."""
+    names = [stage_name(stage) for stage in stages]
+    at = {name: index for index, name in enumerate(names)}
+    problems = []
+    for inner, outer, why in _KNOWN_BAD:
+        if inner in at and outer in at and at[inner] > at[outer]:
+            problems.append(f"{inner} stands outside {outer}: {why}")
+    by_name = dict(zip(names, stages, strict=True))
+    problems.extend(_retry_problem(by_name, seconds=seconds, idempotent=idempotent))
+    return problems
+
+
+_KNOWN_BAD = (
+    ("timeout", "retry", "it then bounds all attempts together; for that use deadline="),
+    ("timeout", "circuit_breaker", "the breaker then never sees a timeout"),
+    ("circuit_breaker", "retry", "it then sees one outcome per call instead of every attempt"),
+    ("circuit_breaker", "fallback", "a fallback that works then hides every failure, and it never opens"),
+    ("retry", "fallback", "fallback then answers first, and retry is dead code"),
+    ("circuit_breaker", "bulkhead", "a queued attempt then met the breaker long before it starts"),
+    ("circuit_breaker", "pace", "the wait for a turn then counts as the target's latency"),
+    ("circuit_breaker", "throttle", "the wait at the gate then counts as the target's latency"),
+    ("fallback", "telemetry", "the record then ends before the next target is tried"),
+)
+
+
+def _retry_problem(by_name: dict[str, Any], *, seconds: float, idempotent: bool) -> list[str]:
+    """A first retry that could never start: the attempt limit and its backoff fill the first target's share."""
+    retry, timeout = by_name.get("retry"), by_name.get("timeout")
+    attempt = getattr(timeout, "attempt", None)
+    if retry is None or attempt is None or seconds == UNBOUNDED or getattr(retry, "max_attempts", 1) < 2:
+        return []
+    fallback = by_name.get("fallback")
+    shared = idempotent and fallback is not None and (fallback.targets or callable(fallback.default))
+    share = seconds / 2 if shared else seconds
+    backoff = retry.longest_first_backoff()
+    if attempt + backoff < share:
+        return []
+    return [
+        f"a first retry could never start: an attempt may take {attempt:g} s and the backoff after it "
+        f"{backoff:g} s, but the first target's share of the deadline is {share:g} s; "
+        "lower timeout.attempt or raise the deadline"
+    ]
+
+
+def _holding_deadline(stages: Sequence[Middleware]) -> Sequence[Middleware]:
+    """Somebody must hold the deadline, also in a pipeline without the timeout stage."""
+    if any(stage_name(stage) == "timeout" for stage in stages):
+        return stages
+    from agentrt.middleware.timeout import Timeout
+
+    return [Timeout(attempt=None), *stages]
+
+
+def _with_places(stages: list[Any]) -> list[Any]:
+    """Add a mark for the place of every built-in stage that is off, where `ORDER` has it."""
+    names = [stage_name(stage) for stage in stages]
+    for name in names:
+        if name in ORDER and names.count(name) > 1:
+            raise ConfigError(f"the pipeline has {names.count(name)} stages named {name!r}")
+    layout = list(stages)
+    previous = -1
+    for name in ORDER:
+        found = next((i for i, item in enumerate(layout) if _name(item) == name), None)
+        if found is None:
+            previous += 1
+            layout.insert(previous, _Off(name))
+        else:
+            previous = found
+    return layout
+
+
+def _name(item: Any) -> str:
+    return item.name if isinstance(item, _Off) else stage_name(item)
+
+
+def _names(layout: Sequence[Any]) -> list[str]:
+    return [_name(item) for item in layout]
+
+
+def _is_placed(item: Any, anchor: str) -> bool:
+    return isinstance(item, _Placed) and item.anchor == anchor and not item.outside
+
+
+def _invoke(call: Call[Any]) -> Awaitable[Any]:
+    request = call.request
+    return cast("Awaitable[Any]", request.function(*request.args))
+
+
+async def _open(call: Call[Any]) -> Stream[Any]:
+    request = call.request
+    source = request.function(*request.args)
+    if inspect.isawaitable(source):
+        source = await source
+    if isinstance(source, Stream):
+        return source
+    if not hasattr(source, "__aiter__"):
+        raise ConfigError(
+            f"{call.target} is to be streamed, but {request.function!r} returned {type(source).__name__}, "
+            "which is not an async iterator"
+        )
+    return await Stream.open(source.__aiter__())

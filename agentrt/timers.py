@@ -1,0 +1,174 @@
+"""Timers that cancel a task when its time is up, and tell that cancellation from the caller's.
+
+Nearly every attempt has the same limit, so its deadlines are monotonic: one insertion-ordered dict per
+(loop, duration) is a FIFO of them. Arming and disarming are O(1), exact, and one `TimerHandle` is alive per
+duration, where a timer per call would sit in the loop's heap. An attempt that a share, a deadline or a
+caller's remaining time shortens uses `loop.call_at`.
+
+Two rules of cancellation live here:
+
+- A limit that fires counts as ours only if `uncancel()` brings the task back to where it was when the limit
+  was armed (PEP 654 era accounting, as `asyncio.timeout`). Otherwise the caller cancelled too, and wins.
+- A task that is already being cancelled is cleaning up. A second limit does not cut that cleanup: it becomes
+  *due* and is delivered when the cleanup has ended, if the task goes on at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from msgspec import Struct
+
+from agentrt.clock import reader
+
+__all__ = ["Armed", "FixedLimit", "Timers"]
+
+Task = asyncio.Task[Any]
+
+
+class Armed(Struct, eq=False):
+    """A running limit: `task` is cancelled at `when` (loop time, seconds).
+
+    `cancelling` is `task.cancelling()` when it was armed. `call` is the call that it bounds; nested calls
+    find it through the context variable `agentrt.call.ENCLOSING` (`token` takes it out again) and never outlive
+    `when`. `queue` or `handle` is where it waits.
+    """
+
+    when: float
+    task: Task
+    cancelling: int
+    call: Any = None
+    fired: bool = False
+    delivered: bool = False
+    handle: asyncio.TimerHandle | None = None
+    queue: dict[Armed, None] | None = None
+    token: Any = None
+
+
+class Timers:
+    """All timers of one event loop; `Timers.of(loop)` finds them."""
+
+    __slots__ = ("_due", "_fixed", "loop", "time")
+
+    _of_loop: dict[int, Timers] = {}  # noqa: RUF012 (one per process on purpose)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.time = reader(loop)
+        self._fixed: dict[float, FixedLimit] = {}
+        self._due: dict[Task, list[Armed]] = {}
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Timers:
+        timers = cls._of_loop.get(id(loop))
+        if timers is None or timers.loop is not loop:
+            # Timers keep their loop alive, so a weak mapping would never let go: closed loops are dropped here.
+            for key, other in list(cls._of_loop.items()):
+                if other.loop.is_closed():
+                    cls._of_loop.pop(key, None)
+            timers = cls._of_loop[id(loop)] = Timers(loop)
+        return timers
+
+    def fixed(self, seconds: float) -> FixedLimit:
+        """The FIFO of limits of this duration."""
+        limit = self._fixed.get(seconds)
+        if limit is None:
+            limit = self._fixed[seconds] = FixedLimit(self, seconds)
+        return limit
+
+    def arm_at(self, when: float, task: Task, call: Any = None) -> Armed:
+        """Bound `task` by the moment `when` (loop time)."""
+        armed = Armed(when, task, task.cancelling(), call)
+        armed.handle = self.loop.call_at(when, self.fire, armed)
+        return armed
+
+    def fire(self, armed: Armed) -> None:
+        armed.fired = True
+        armed.handle = None
+        task = armed.task
+        if task.cancelling() > armed.cancelling:
+            # Somebody cancelled this task since: its cleanup is running and is not cut.
+            self._due.setdefault(task, []).append(armed)
+        else:
+            armed.delivered = True
+            task.cancel()
+
+    def disarm(self, armed: Armed) -> bool:
+        """End a limit, fired or not; True if nobody else cancelled the task since it was armed."""
+        if armed.fired:
+            return self.settle(armed)
+        if armed.queue is not None:
+            del armed.queue[armed]
+        elif armed.handle is not None:
+            armed.handle.cancel()
+        return armed.task.cancelling() <= armed.cancelling
+
+    def settle(self, armed: Armed) -> bool:
+        """Take back a limit that has fired; True if nobody else cancelled the task since it was armed."""
+        task = armed.task
+        if armed.delivered:
+            ours = task.uncancel() <= armed.cancelling
+        else:
+            ours = task.cancelling() <= armed.cancelling
+        due = self._due.get(task)
+        if due is not None:
+            if armed in due:
+                due.remove(armed)
+            if due:
+                # Not now: a cancel() that the task meets only after its own guard took it back would be
+                # stale, and before Python 3.13 `uncancel()` does not withdraw it. The callback runs only if
+                # the task waits again before that guard is reached.
+                self.loop.call_soon(self._deliver, due[0])
+            else:
+                del self._due[task]
+        return ours
+
+    def _deliver(self, armed: Armed) -> None:
+        task = armed.task
+        due = self._due.get(task)
+        if due is None or armed not in due or task.cancelling() > armed.cancelling:
+            return
+        due.remove(armed)
+        if not due:
+            del self._due[task]
+        armed.delivered = True
+        task.cancel()
+
+
+class FixedLimit:
+    """A FIFO of limits that all last `seconds`: deadlines are monotonic, so one timer serves them all."""
+
+    __slots__ = ("_handle", "_queue", "_timers", "seconds")
+
+    def __init__(self, timers: Timers, seconds: float) -> None:
+        self._timers = timers
+        self.seconds = seconds
+        self._queue: dict[Armed, None] = {}
+        self._handle: asyncio.TimerHandle | None = None
+
+    def arm(self, now: float, task: Task, call: Any = None) -> Armed:
+        """Bound `task` by `seconds` from `now`, which must not lie before an earlier call's `now`."""
+        queue = self._queue
+        armed = Armed(now + self.seconds, task, task.cancelling(), call, False, False, None, queue)
+        queue[armed] = None
+        if self._handle is None:
+            self._handle = self._timers.loop.call_at(armed.when, self._fire)
+        return armed
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def _fire(self) -> None:
+        self._handle = None
+        # The loop runs a timer up to its clock's resolution early: what it calls due is due for us too.
+        loop = self._timers.loop
+        horizon = self._timers.time() + getattr(loop, "_clock_resolution", 0.0)
+        queue = self._queue
+        while queue:
+            first = next(iter(queue))
+            if first.when > horizon:
+                self._handle = loop.call_at(first.when, self._fire)
+                return
+            del queue[first]
+            self._timers.fire(first)
