@@ -12,6 +12,7 @@ dies, to end the server.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -66,7 +67,7 @@ def _check(weights: str) -> None:
 
 def serve(weights: str, name: str, context: int, slots: int, threads: int) -> Any:
     """Loads the weights and returns the running `xllamacpp.Server`; each slot has `context` tokens."""
-    import xllamacpp
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # it has no types
 
     params = xllamacpp.CommonParams()
     params.model.path = weights
