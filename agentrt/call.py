@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -32,6 +32,7 @@ __all__ = [
     "Attempt",
     "Call",
     "CircuitChange",
+    "Composed",
     "DefaultServed",
     "Entry",
     "Guard",
@@ -134,7 +135,8 @@ class Run(Protocol):
 class Record(Struct, eq=False):
     """What really happened to one call. Times are loop time in seconds; `time` reads that clock.
 
-    `target`: the present one. `started`, `ended`: of the whole call (`ended` is None while it runs); `first_item`: when a stream's first
+    `target` and `share` belong to the present turn: where attempts go, and when (loop time) another target must
+    have its turn. `started`, `ended`: of the whole call (`ended` is None while it runs); `first_item`: when a stream's first
     item came. `error`: how it ended, None for a success. `usage`: tokens, as the terminal noted them.
     `abandoned`: a worker thread that could not be cancelled; while it runs the call is not repeated.
     """
@@ -143,6 +145,7 @@ class Record(Struct, eq=False):
     time: Callable[[], float]
     started: float
     target: str
+    share: float
     ended: float | None = None
     error: BaseException | None = None
     entries: list[Entry] = []
@@ -215,7 +218,7 @@ class Call(Struct, Generic[R], frozen=True, eq=False):
     tool's name). `target`: what an attempt goes to, for example "openai:gpt-5-mini" or "tool:search".
     `request`: what is sent, as the terminal understands it. `idempotent`: it may be repeated.
     `deadline`: loop time in seconds by which all of it must be over, infinite if there is none.
-    `share`: the part of it that belongs to the present target, as a loop time. `attempt`: 1-based, per target.
+    `attempt`: 1-based, per target.
     `single`: an enclosing call repeats this one, so each target gets one attempt. `covers`: the same for
     calls nested in this one. `key`: an idempotency key, the same for all attempts.
     """
@@ -227,7 +230,6 @@ class Call(Struct, Generic[R], frozen=True, eq=False):
     idempotent: bool
     stream: bool
     deadline: float
-    share: float
     attempt: int
     run: Run | None
     record: Record
@@ -239,6 +241,11 @@ class Call(Struct, Generic[R], frozen=True, eq=False):
     def replace(self, **changes: Any) -> Call[R]:
         """A copy with some fields changed, sharing the record."""
         return replace(self, **changes)
+
+    @property
+    def share(self) -> float:
+        """The part of the deadline that belongs to the present target: the loop time at which its turn ends."""
+        return self.record.share
 
     @property
     def remaining(self) -> float:
@@ -302,6 +309,16 @@ class Middleware(Protocol):
     """One stage: does something before, after or instead of `await call_next(call)`."""
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R: ...
+
+
+class Composed(Protocol):
+    """A built-in stage that builds its own closure, once per pipeline.
+
+    `inner` are the stages inside it, from the call outward: it may look for what they offer (an `available`, a
+    gate), but never for who they are.
+    """
+
+    def around(self, call_next: Next[Any], inner: Sequence[Any], /) -> Next[Any]: ...
 
 
 class Guard(Protocol):

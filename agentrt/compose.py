@@ -41,13 +41,14 @@ def compose(
         inner = _rejecting(inner, retry_result)
     innermost: Note | None = note
     pending: list[Guard] = []
-    for stage in stages:
+    for index, stage in enumerate(stages):
         if _is_guard(stage):
             pending.append(cast("Guard", stage))
             continue
         inner = _inline(pending, inner, innermost, stream=stream)
         innermost, pending = None, []
-        inner = _link(stage, inner)
+        around = getattr(stage, "around", None)
+        inner = _link(stage, inner) if around is None else around(inner, stages[:index])
     if pending or innermost is not None:
         inner = _inline(pending, inner, innermost, stream=stream)
     return inner

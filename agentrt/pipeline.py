@@ -195,7 +195,8 @@ class Pipeline:
         send = self._value
         if send is None:
             send = self._compose_value()
-        return cast("R", await send(self.new_call(Invocation(function, args))))
+        result: R = await send(self.new_call(Invocation(function, args)))
+        return result
 
     def stream(
         self, function: Callable[[*Ts], AsyncIterator[T] | Awaitable[AsyncIterator[T]]], *args: *Ts
@@ -232,13 +233,13 @@ class Pipeline:
         if run is not None and run.deadline < deadline:
             deadline = run.deadline
         repeatable = self.idempotent if idempotent is None else idempotent
-        parent: Call[Any] | None = None
+        parent: Any = None
         single = False
         enclosing = ENCLOSING.get()
         if enclosing is not None:
             if enclosing.when < deadline:
                 deadline = enclosing.when
-            parent = cast("Call[Any]", enclosing.call)
+            parent = enclosing.call
             single = parent.covers
         return Call(
             self.kind,
@@ -248,10 +249,9 @@ class Pipeline:
             repeatable,
             stream,
             deadline,
-            deadline,
             1,
             run,
-            Record(loop, self._time, now, self.target),
+            Record(loop, self._time, now, self.target, deadline),
             parent,
             single,
             single or (repeatable and self._retries),
@@ -269,15 +269,10 @@ class Pipeline:
         return self._stream
 
     def _compose(self, terminal: Next[Any], *, stream: bool) -> Next[Any]:
-        stages: list[Any] = list(_holding_deadline(self.stages))
-        bound: list[Middleware] = []
-        for stage in stages:
-            if getattr(stage, "is_used", True):
-                bind = getattr(stage, "bind", None)
-                bound.append(stage if bind is None else bind(tuple(bound)))
-        retry = next((stage for stage in bound if stage_name(stage) == "retry"), None)
+        stages = [stage for stage in _holding_deadline(self.stages) if getattr(stage, "is_used", True)]
+        retry = next((stage for stage in stages if stage_name(stage) == "retry"), None)
         return compose(
-            bound,
+            stages,
             terminal,
             stream=stream,
             classify=self._classify,

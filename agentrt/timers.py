@@ -16,6 +16,7 @@ Two rules of cancellation live here:
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from msgspec import Struct
@@ -39,10 +40,10 @@ class Armed(Struct, eq=False):
     task: Task
     cancelling: int
     call: Any = None
+    queue: dict[Armed, None] | None = None
+    handle: asyncio.TimerHandle | None = None
     fired: bool = False
     delivered: bool = False
-    handle: asyncio.TimerHandle | None = None
-    queue: dict[Armed, None] | None = None
     token: Any = None
 
 
@@ -139,36 +140,41 @@ class Timers:
 class FixedLimit:
     """A FIFO of limits that all last `seconds`: deadlines are monotonic, so one timer serves them all."""
 
-    __slots__ = ("_handle", "_queue", "_timers", "seconds")
+    __slots__ = ("_timers", "handle", "queue", "seconds")
 
     def __init__(self, timers: Timers, seconds: float) -> None:
         self._timers = timers
         self.seconds = seconds
-        self._queue: dict[Armed, None] = {}
-        self._handle: asyncio.TimerHandle | None = None
+        self.queue: dict[Armed, None] = {}
+        # An unbounded limit waits in its queue like any other; it only never needs a timer.
+        self.handle: object | None = None if seconds < math.inf else self
 
     def arm(self, now: float, task: Task, call: Any = None) -> Armed:
-        """Bound `task` by `seconds` from `now`, which must not lie before an earlier call's `now`."""
-        queue = self._queue
-        armed = Armed(now + self.seconds, task, task.cancelling(), call, False, False, None, queue)
+        """Bound `task` by `seconds` from `now`, which must not lie before an earlier call's `now`.
+
+        The timeout stage has this inline.
+        """
+        queue = self.queue
+        when = now + self.seconds
+        armed = Armed(when, task, task.cancelling(), call, queue)
         queue[armed] = None
-        if self._handle is None:
-            self._handle = self._timers.loop.call_at(armed.when, self._fire)
+        if self.handle is None:
+            self.schedule(when)
         return armed
 
-    def __len__(self) -> int:
-        return len(self._queue)
+    def schedule(self, when: float) -> None:
+        """Set the timer for the first of the queue."""
+        self.handle = self._timers.loop.call_at(when, self._fire)
 
     def _fire(self) -> None:
-        self._handle = None
+        self.handle = None
         # The loop runs a timer up to its clock's resolution early: what it calls due is due for us too.
-        loop = self._timers.loop
-        horizon = self._timers.time() + getattr(loop, "_clock_resolution", 0.0)
-        queue = self._queue
+        horizon = self._timers.time() + getattr(self._timers.loop, "_clock_resolution", 0.0)
+        queue = self.queue
         while queue:
             first = next(iter(queue))
             if first.when > horizon:
-                self._handle = loop.call_at(first.when, self._fire)
+                self.schedule(first.when)
                 return
             del queue[first]
             self._timers.fire(first)

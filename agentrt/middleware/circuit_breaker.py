@@ -108,6 +108,8 @@ class CircuitBreaker:
         self.max_targets = options.count("max_targets", max_targets)
         self._policy = self._make_policy()
         self._circuits: dict[str, Circuit] = {}
+        self.not_closed: dict[str, Circuit] = {}
+        """The circuits that are not closed, by target."""
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._time: Callable[[], float] = time.monotonic
@@ -147,8 +149,8 @@ class CircuitBreaker:
 
     def available(self, target: str) -> bool:
         """Whether a call to `target` would be let through now. Looking changes nothing."""
-        circuit = self._circuits.get(target)
-        return circuit is None or circuit.state is CLOSED or circuit.admits(self._time())
+        circuit = self.not_closed.get(target)
+        return circuit is None or circuit.admits(self._time())
 
     # --- as a stage ------------------------------------------------------------------------------------
 
@@ -263,6 +265,10 @@ class CircuitBreaker:
         )
 
     def _report(self, old: str, new: str, circuit: Circuit) -> None:
+        if new is CLOSED:
+            self.not_closed.pop(circuit.target, None)
+        else:
+            self.not_closed[circuit.target] = circuit
         logger.log(
             logging.WARNING if new != CLOSED else logging.INFO,
             "circuit of %s: %s -> %s",

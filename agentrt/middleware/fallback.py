@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, ClassVar, TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from agentrt.call import UNBOUNDED, Call, DefaultServed, Next, TargetChange
 from agentrt.errors import ConfigError, Label, PermanentError, Refused, proves_not_executed
@@ -50,56 +50,77 @@ class Fallback:
         self.targets = targets
         self.default = default
         self.on = on
-        self._routes: tuple[tuple[str, Callable[..., Any] | None], ...] = tuple(
+        self.routes: tuple[tuple[str, Callable[..., Any] | None], ...] = tuple(
             (target, None) if isinstance(target, str) else (_name_of(target), target) for target in targets
         )
-        self._has_default = default is not ...
-        self._default_runs = callable(default)
-        self._available: Callable[[str], bool] = _always
-
-    def bind(self, inner: Sequence[Any]) -> Fallback:
-        """This stage for one pipeline: `inner` are the stages inside it, from the call outward."""
-        bound = object.__new__(type(self))
-        bound.__dict__.update(self.__dict__)
-        for stage in inner:
-            if hasattr(stage, "available"):
-                bound._available = stage.available
-        return bound
+        self.has_default = default is not ...
+        self.default_runs = callable(default)
 
     @property
     def is_used(self) -> bool:
-        return bool(self._routes) or self._has_default
+        return bool(self.routes) or self.has_default
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
-        # The first turn's share; without a deadline there is nothing to share.
-        turn = call
-        if call.deadline < UNBOUNDED:
-            share = self._share(call, 0)
-            if share != call.share:
-                turn = call.replace(share=share)
-        try:
-            return await call_next(turn)
-        except Exception as error:
-            return await self._others(turn, call_next, error)
+        result: R = await self.around(call_next, ())(call)
+        return result
 
-    async def _others(self, call: Call[R], call_next: Next[R], error: Exception) -> R:
-        """The turns after the first one."""
-        record = call.record
+    def around(self, call_next: Next[Any], inner: Sequence[Any], /) -> Next[Any]:
+        turns = _Turns(self, call_next, inner)
+        not_closed = turns.not_closed
+        follows = bool(self.routes) or self.default_runs
+
+        async def fallback(call: Call[Any]) -> Any:
+            # The first turn's share; without a deadline there is nothing to share.
+            if follows and call.deadline < UNBOUNDED and call.idempotent:
+                record = call.record
+                if not_closed and not turns.another_follows(0):
+                    record.share = call.deadline
+                else:
+                    now = record.time()
+                    record.share = now + (call.deadline - now) * 0.5
+            try:
+                return await call_next(call)
+            except Exception as error:
+                return await turns.others(call, error)
+
+        return fallback
+
+
+class _Turns:
+    """The turns after the first one, in one pipeline."""
+
+    def __init__(self, stage: Fallback, call_next: Next[Any], inner: Sequence[Any]) -> None:
+        self._stage = stage
+        self._next = call_next
+        self._available = [inside.available for inside in inner if hasattr(inside, "available")]
+        self.not_closed: Collection[str] = next(
+            (inside.not_closed for inside in inner if hasattr(inside, "not_closed")), ()
+        )
+
+    def another_follows(self, index: int) -> bool:
+        """Whether somebody could serve after target number `index` (0 is the call's own)."""
+        if self._stage.default_runs:
+            return True
+        for target, _ in self._stage.routes[index:]:
+            if all(available(target) for available in self._available):
+                return True
+        return False
+
+    async def others(self, call: Call[Any], error: Exception) -> Any:
+        stage, record = self._stage, call.record
         failures = [(call.target, error)]
         turn = call
-        for index, (target, function) in enumerate(self._routes, start=1):
-            label = record.label(error)
-            if not self._may_move_on(call, error, label):
+        for index, (target, function) in enumerate(stage.routes, start=1):
+            if not self._may_move_on(call, error, record.label(error)):
                 break
             _log(turn.target, target, error)
-            changed = call.request if function is None else _with_function(call.request, function)
-            turn = call.replace(
-                target=target, attempt=1, share=self._share(call, index), request=changed
-            )
+            request = call.request if function is None else _with_function(call.request, function)
+            record.share = self._share(call, index)
             record.target, record.attempt_number = target, 1
+            turn = call.replace(target=target, attempt=1, request=request)
             turn.note(TargetChange(failures[-1][0], target, error))
             try:
-                return await call_next(turn)
+                return await self._next(turn)
             except Exception as next_error:
                 error = next_error
                 failures.append((target, error))
@@ -110,13 +131,8 @@ class Fallback:
         raise _last_real(failures)
 
     def _share(self, call: Call[Any], index: int) -> float:
-        """When the turn of target number `index` (0 is the call's own) must be over, as loop time."""
-        if call.deadline == UNBOUNDED or not call.idempotent:
-            return call.deadline
-        follows = self._default_runs or any(
-            self._available(target) for target, _ in self._routes[index:]
-        )
-        if not follows:
+        """When the turn of target number `index` must be over, as loop time."""
+        if call.deadline == UNBOUNDED or not call.idempotent or not self.another_follows(index):
             return call.deadline
         now = call.record.time()
         return now + max(0.0, call.deadline - now) * 0.5
@@ -124,25 +140,30 @@ class Fallback:
     def _may_move_on(self, call: Call[Any], error: Exception, label: Label) -> bool:
         if call.record.is_abandoned:
             return False
-        wanted = label.next_target or (self.on is not None and _matches(self.on, error))
+        wanted = label.next_target or self._is_listed(error)
         return wanted and (call.idempotent or proves_not_executed(error))
 
     def _may_serve_default(self, call: Call[Any], error: Exception, label: Label) -> bool:
-        if not self._has_default or not (call.idempotent or proves_not_executed(error)):
+        if not self._stage.has_default or not (call.idempotent or proves_not_executed(error)):
             return False
-        if self.on is not None and _matches(self.on, error):
+        if label.default == "any" or self._is_listed(error):
             return True
-        return label.default == "any" or (label.default == "value" and not self._default_runs)
+        return label.default == "value" and not self._stage.default_runs
 
-    async def _serve_default(self, call: Call[R], error: Exception) -> R:
-        value = self.default(error) if self._default_runs else self.default
+    def _is_listed(self, error: Exception) -> bool:
+        on = self._stage.on
+        return on is not None and _matches(on, error)
+
+    async def _serve_default(self, call: Call[Any], error: Exception) -> Any:
+        default = self._stage.default
+        value = default(error) if self._stage.default_runs else default
         if inspect.isawaitable(value):
             value = await value
         if not call.stream or isinstance(value, Stream):
-            return cast("R", value)
+            return value
         if hasattr(value, "__aiter__"):
-            return cast("R", await Stream.open(value.__aiter__()))
-        return cast("R", Stream(_nothing(), head=deque([value])))
+            return await Stream.open(value.__aiter__())
+        return Stream(_nothing(), head=deque([value]))
 
 
 def _last_real(failures: Sequence[tuple[str, Exception]]) -> Exception:
@@ -192,7 +213,3 @@ def _with_function(request: Any, function: Callable[..., Any]) -> Any:
 async def _nothing() -> AsyncIterator[Any]:
     return
     yield
-
-
-def _always(target: str) -> bool:
-    return True

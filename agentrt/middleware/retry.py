@@ -66,36 +66,57 @@ class Retry:
         self._backoff = Backoff(
             backoff, initial=initial_delay, maximum=max_delay, jitter=jitter, random=random
         )
-        self._available: Callable[[str], bool] = _always
-        self._gated = False
-
-    def bind(self, inner: Sequence[Any]) -> Retry:
-        """This stage for one pipeline: `inner` are the stages inside it, from the call outward."""
-        bound = object.__new__(type(self))
-        bound.__dict__.update(self.__dict__)
-        for stage in inner:
-            if hasattr(stage, "available"):
-                bound._available = stage.available
-            if getattr(stage, "gates_throttling", False):
-                bound._gated = True
-        return bound
 
     def longest_first_backoff(self) -> float:
         """The longest wait before a second attempt, in seconds."""
         return self._backoff.longest(1)
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
-        try:
-            result = await call_next(call)
-        except Exception as error:
-            return await self._again(call, call_next, error)
-        if self.budget is not None:
-            self.budget.of(call.target).first(call.record.time())
+        result: R = await self.around(call_next, ())(call)
         return result
 
-    async def _again(self, call: Call[R], call_next: Next[R], error: Exception) -> R:
-        if self.budget is not None:
-            self.budget.of(call.target).first(call.record.time())
+    def around(self, call_next: Next[Any], inner: Sequence[Any], /) -> Next[Any]:
+        again = _Again(self, call_next, inner)
+        if self.budget is None:
+
+            async def retry(call: Call[Any]) -> Any:
+                try:
+                    return await call_next(call)
+                except Exception as error:
+                    return await again(call, error)
+
+            return retry
+
+        ledgers, ledger_of = self.budget.ledgers, self.budget.of
+
+        async def retry_within_budget(call: Call[Any]) -> Any:
+            try:
+                result = await call_next(call)
+            except Exception as error:
+                ledger_of(call.target).first(call.record.time())
+                return await again(call, error)
+            target = call.target
+            ledger = ledgers[target] if target in ledgers else ledger_of(target)
+            now = call.record.time()
+            if now >= ledger.turn:
+                ledger.rotate(now)
+            ledger.firsts += 1
+            return result
+
+        return retry_within_budget
+
+
+class _Again:
+    """What happens after a first attempt has failed, in one pipeline."""
+
+    def __init__(self, retry: Retry, call_next: Next[Any], inner: Sequence[Any]) -> None:
+        self._retry = retry
+        self._backoff = retry._backoff
+        self._next = call_next
+        self._available = [stage.available for stage in inner if hasattr(stage, "available")]
+        self._gated = any(getattr(stage, "gates_throttling", False) for stage in inner)
+
+    async def __call__(self, call: Call[Any], error: Exception) -> Any:
         previous: float | None = None
         while True:
             delay = self._delay(call, error, previous)
@@ -106,30 +127,32 @@ class Retry:
             if delay > 0.0:
                 started = call.record.time()
                 await asyncio.sleep(delay)
-                call.note(Wait(self.name, call.target, started, call.record.time() - started))
+                call.note(Wait("retry", call.target, started, call.record.time() - started))
             call = call.replace(attempt=call.attempt + 1)
             call.record.attempt_number = call.attempt
             try:
-                return await call_next(call)
+                return await self._next(call)
             except Exception as again:
                 error = again
 
     def _delay(self, call: Call[Any], error: Exception, previous: float | None) -> float | None:
         """Seconds to wait before the next attempt, or None to give up."""
-        if call.attempt >= self.max_attempts or call.single or call.record.is_abandoned:
+        record = call.record
+        if call.attempt >= self._retry.max_attempts or call.single or record.is_abandoned:
             return None
-        if not call.record.label(error).retry:
+        if not record.label(error).retry:
             return None
         if not (call.idempotent or proves_not_executed(error)):
             return None
-        if not self._available(call.target):
+        if not all(available(call.target) for available in self._available):
             # This failure (or another's meanwhile) opened the circuit: the real error goes on, no budget is spent.
             return None
         delay = self._wait_for(call, error, previous)
-        now = call.record.time()
-        if delay is None or now + delay >= call.share:
+        now = record.time()
+        if delay is None or now + delay >= record.share:
             return None
-        if self.budget is not None and not self.budget.of(call.target).spend(now):
+        budget = self._retry.budget
+        if budget is not None and not budget.of(call.target).spend(now):
             _mark_exhausted(error)
             return None
         return delay
@@ -137,16 +160,12 @@ class Retry:
     def _wait_for(self, call: Call[Any], error: Exception, previous: float | None) -> float | None:
         asked = getattr(error, "retry_after", None)
         if asked is not None and asked > 0.0:
-            if asked > self.max_retry_after:
+            if asked > self._retry.max_retry_after:
                 return None
             if isinstance(error, ThrottledError) and self._gated:
                 return 0.0  # the gate of this host is closed: the next attempt waits there, once
-            return after_throttling(asked, self._random)
+            return after_throttling(asked, self._retry._random)
         return self._backoff.delay(call.attempt, previous=previous)
-
-
-def _always(target: str) -> bool:
-    return True
 
 
 def _mark_exhausted(error: BaseException) -> None:

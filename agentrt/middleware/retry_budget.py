@@ -26,7 +26,7 @@ class RetryBudget:
     always allowed in a window. Give the same object to several `Retry` stages to share it.
     """
 
-    __slots__ = ("_ledgers", "minimum", "per", "ratio")
+    __slots__ = ("ledgers", "minimum", "per", "ratio")
 
     def __init__(self, *, ratio: float = 0.2, per: float = 60.0, minimum: int = 10) -> None:
         if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0.0 <= ratio <= 10.0:
@@ -34,16 +34,16 @@ class RetryBudget:
         self.ratio = float(ratio)
         self.per = options.seconds("per", per)
         self.minimum = options.count("minimum", minimum, minimum=0)
-        self._ledgers: dict[str, Ledger] = {}
+        self.ledgers: dict[str, Ledger] = {}
 
     def of(self, target: str) -> Ledger:
         """The ledger of one target."""
-        ledger = self._ledgers.get(target)
+        ledger = self.ledgers.get(target)
         if ledger is None:
-            if len(self._ledgers) >= MAX_TARGETS:
+            if len(self.ledgers) >= MAX_TARGETS:
                 # A forgotten ledger starts again with `minimum` retries: harmless, and the oldest is the likeliest idle.
-                del self._ledgers[next(iter(self._ledgers))]
-            ledger = self._ledgers[target] = Ledger(self)
+                del self.ledgers[next(iter(self.ledgers))]
+            ledger = self.ledgers[target] = Ledger(self)
         return ledger
 
     def __repr__(self) -> str:
@@ -51,42 +51,51 @@ class RetryBudget:
 
 
 class Ledger:
-    """First attempts and retries on one target in the last `per` seconds."""
+    """First attempts and retries on one target in the last `per` seconds.
 
-    __slots__ = ("_budget", "_firsts", "_retries", "_slice", "_slices", "_turn")
+    `turn` is when the present slice is over; until then `firsts += 1` is all that a first attempt costs.
+    """
+
+    __slots__ = ("_budget", "_old", "_old_firsts", "_old_retries", "_slice", "firsts", "retries", "turn")
 
     def __init__(self, budget: RetryBudget) -> None:
         self._budget = budget
         self._slice = budget.per / SLICES
-        self._slices: list[list[int]] = []  # [slice number, firsts, retries], oldest first
-        self._turn = -math.inf
-        self._firsts = 0
-        self._retries = 0
+        self.turn = -math.inf
+        self.firsts = 0
+        self.retries = 0
+        self._old: list[tuple[int, int, int]] = []  # (slice number, firsts, retries), oldest first
+        self._old_firsts = 0
+        self._old_retries = 0
 
     def first(self, now: float) -> None:
         """A first attempt ended (or its stream committed)."""
-        if now >= self._turn:
-            self._rotate(now)
-        self._slices[-1][1] += 1
-        self._firsts += 1
+        if now >= self.turn:
+            self.rotate(now)
+        self.firsts += 1
 
     def spend(self, now: float) -> bool:
         """Take one retry, if the budget allows it."""
-        if now >= self._turn:
-            self._rotate(now)
+        if now >= self.turn:
+            self.rotate(now)
         budget = self._budget
-        if self._retries >= max(budget.minimum, budget.ratio * self._firsts):
+        firsts = self._old_firsts + self.firsts
+        if self._old_retries + self.retries >= max(budget.minimum, budget.ratio * firsts):
             return False
-        self._slices[-1][2] += 1
-        self._retries += 1
+        self.retries += 1
         return True
 
-    def _rotate(self, now: float) -> None:
+    def rotate(self, now: float) -> None:
+        """Begin the slice of `now` and forget those older than the window."""
+        old = self._old
+        if self.firsts or self.retries:
+            old.append((round(self.turn / self._slice) - 1, self.firsts, self.retries))
+            self._old_firsts += self.firsts
+            self._old_retries += self.retries
+            self.firsts = self.retries = 0
         number = math.floor(now / self._slice)
-        self._turn = (number + 1) * self._slice
-        slices = self._slices
-        while slices and slices[0][0] <= number - SLICES:
-            _, firsts, retries = slices.pop(0)
-            self._firsts -= firsts
-            self._retries -= retries
-        slices.append([number, 0, 0])
+        self.turn = (number + 1) * self._slice
+        while old and old[0][0] <= number - SLICES:
+            _, firsts, retries = old.pop(0)
+            self._old_firsts -= firsts
+            self._old_retries -= retries

@@ -68,20 +68,21 @@ class Timeout:
         loop = record.loop
         if loop is not self._loop:
             self._bind(loop)
-        now = record.time()
         limit = self._stream_limit if call.stream else self._value_limit
-        share = call.share
-        task = cast("Task", current_task(loop))
+        record.attempt_started = now = record.time()
+        when = now + limit.seconds
+        task: Any = current_task(loop)
         # An exact tie of limit and share belongs to the limit.
-        if share < now + limit.seconds:
-            if share <= now:
+        if record.share < when:
+            if record.share <= now:
                 raise self._too_late(call)
-            armed = self._timers.arm_at(share, task, call)
-        elif limit.seconds < UNBOUNDED:
-            armed = limit.arm(now, task, call)
+            armed = self._timers.arm_at(record.share, task, call)
         else:
-            armed = Armed(UNBOUNDED, task, task.cancelling(), call)
-        record.attempt_started = now
+            queue = limit.queue
+            armed = Armed(when, task, task.cancelling(), call, queue)
+            queue[armed] = None
+            if limit.handle is None:
+                limit.schedule(when)
         armed.token = ENCLOSING.set(armed)
         return armed
 

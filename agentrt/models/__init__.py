@@ -1,1 +1,1 @@
-"""Model clients: one file each, found by prefix through the entry-point group `agentrt.models`."""
+"""Model clients: the protocol and one file per client."""
