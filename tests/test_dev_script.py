@@ -109,21 +109,17 @@ def test_what_is_not_ours_goes_to_pytest(dev: ModuleType) -> None:
 
 # -------------------------------------------------------------------------------------------- interpreters
 def test_a_shim_that_does_not_run_is_passed_over(dev: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
-    version = dev.OWN
-    for folder, text in {
-        "shims": "#!/bin/sh\nexit 127\n",
-        "real": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
-    }.items():
+    version, itself = dev.OWN, dev.real_interpreter(sys.executable, dev.OWN)
+    assert itself is not None
+    for folder, line in {"shims": "exit 127", "real": f"exec '{itself}' \"$@\""}.items():
         shim = tmp_path / folder / f"python{version}"
         shim.parent.mkdir()
-        shim.write_text(text)
+        shim.write_text(f"#!/bin/sh\n{line}\n")
         shim.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/shims:{tmp_path}/real")
     monkeypatch.setattr(dev, "OWN", "3.0")  # as if another interpreter had started the script
-    found = dev.find_interpreter(version)
-    assert found is not None
     assert dev.real_interpreter(str(tmp_path / "shims" / f"python{version}"), version) is None
-    assert dev.real_interpreter(str(tmp_path / "real" / f"python{version}"), version) == found
+    assert dev.find_interpreter(version) == itself
 
 
 def test_an_interpreter_of_another_version_is_none(dev: ModuleType) -> None:
