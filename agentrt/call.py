@@ -32,10 +32,10 @@ __all__ = [
     "Attempt",
     "Call",
     "CircuitChange",
-    "Composed",
     "DefaultServed",
     "Entry",
-    "Guard",
+    "Inline",
+    "Inlined",
     "Middleware",
     "Next",
     "Record",
@@ -44,6 +44,7 @@ __all__ = [
     "Run",
     "TargetChange",
     "Wait",
+    "run_inline",
 ]
 
 R = TypeVar("R")
@@ -311,29 +312,51 @@ class Middleware(Protocol):
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R: ...
 
 
-class Composed(Protocol):
-    """A built-in stage that builds its own closure, once per pipeline.
+class Inline(Struct, frozen=True, eq=False):
+    """The second form of a built-in stage: functions that the composer puts into one coroutine with its
+    neighbours, so that a stage which awaits nothing on the way to success costs no coroutine of its own.
 
-    `inner` are the stages inside it, from the call outward: it may look for what they offer (an `available`, a
-    gate), but never for who they are.
+    `enter(call) -> token` may refuse by raising. After it exactly one of the others is called: `done(token, call)`
+    with a value, `committed(token, call, stream)` with a stream that has its first item (what is left to do
+    happens when the stream settles), `failed(token, call, error)`, which returns the exception that goes on
+    outwards, or `recover(call, error)`, a coroutine function whose result or exception takes the place of an
+    `Exception`. Each may be None. A stage behaves the same in both forms: its `__call__` is `run_inline`.
     """
 
-    def around(self, call_next: Next[Any], inner: Sequence[Any], /) -> Next[Any]: ...
+    enter: Callable[[Call[Any]], Any] | None = None
+    done: Callable[[Any, Call[Any]], None] | None = None
+    committed: Callable[[Any, Call[Any], Any], None] | None = None
+    failed: Callable[[Any, Call[Any], BaseException], BaseException] | None = None
+    recover: Callable[[Call[Any], Exception], Awaitable[Any]] | None = None
 
 
-class Guard(Protocol):
-    """The second form of a built-in stage that awaits nothing: the composer inlines it instead of paying for a
-    coroutine. A stage that offers it behaves the same in both forms (one conformance test holds them together).
+class Inlined(Protocol):
+    """A built-in stage that has the inlined form.
 
-    `enter` may refuse by raising. After it exactly one of the others is called: `done` with a value,
-    `committed` with a stream that has its first item (whatever the stage still has to do happens when that
-    stream settles), or `failed`, which returns the exception that goes on outwards.
+    `call_next` is what it wraps; `inner` are the stages in there, from the call outward: a stage may look
+    for what they offer (an `available`, a gate), but never for who they are.
     """
 
-    def enter(self, call: Call[Any], /) -> Any: ...
+    def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline: ...
 
-    def done(self, token: Any, call: Call[Any], /) -> None: ...
 
-    def committed(self, token: Any, call: Call[Any], stream: Any, /) -> None: ...
-
-    def failed(self, token: Any, call: Call[Any], error: BaseException, /) -> BaseException: ...
+async def run_inline(stage: Inlined, call: Call[R], call_next: Next[R]) -> R:
+    """The wrapper form of a stage that has the inlined one."""
+    form = stage.inline(call_next, ())
+    token = form.enter(call) if form.enter is not None else None
+    try:
+        result = await call_next(call)
+    except BaseException as error:
+        if form.recover is not None and isinstance(error, Exception):
+            recovered: R = await form.recover(call, error)
+            return recovered
+        raised = form.failed(token, call, error) if form.failed is not None else error
+        if raised is error:
+            raise
+        raise raised from raised.__cause__
+    if call.stream:
+        if form.committed is not None:
+            form.committed(token, call, result)
+    elif form.done is not None:
+        form.done(token, call)
+    return result

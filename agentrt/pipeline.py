@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import operator
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast
 
@@ -27,7 +29,7 @@ from agentrt.compose import Classify, compose
 from agentrt.errors import ConfigError
 from agentrt.stream import Stream
 
-__all__ = ["ORDER", "Invocation", "Pipeline", "PipelineWarning", "StageDescription"]
+__all__ = ["ORDER", "Pipeline", "PipelineWarning", "StageDescription"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -54,17 +56,6 @@ not the target's latency, and a queued attempt meets the breaker when it starts.
 
 class PipelineWarning(UserWarning):
     """The pipeline can be built, but one of its stages cannot do its work where it stands."""
-
-
-class Invocation(Struct, frozen=True, eq=False):
-    """The request of a pipeline that calls functions."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...] = ()
-
-    def with_function(self, function: Callable[..., Any]) -> Invocation:
-        """The same arguments for another function: a fallback target."""
-        return Invocation(function, self.args)
 
 
 class StageDescription(Struct, frozen=True):
@@ -195,7 +186,7 @@ class Pipeline:
         send = self._value
         if send is None:
             send = self._compose_value()
-        result: R = await send(self.new_call(Invocation(function, args)))
+        result: R = await send(self.new_call(partial(function, *args) if args else function))
         return result
 
     def stream(
@@ -205,7 +196,7 @@ class Pipeline:
 
         Retry and fallback apply until the first item; after it errors propagate and nothing is repeated.
         """
-        return OpenStream(self, self.new_call, Invocation(function, args))
+        return OpenStream(self, partial(function, *args))
 
     async def send(self, call: Call[R]) -> R:
         """Send a call made by `new_call` through the pipeline."""
@@ -313,14 +304,13 @@ class Pipeline:
 class OpenStream(Generic[T]):
     """`async with` opens the stream through the pipeline and closes it at the end of the block."""
 
-    def __init__(self, pipeline: Pipeline, new_call: Callable[..., Call[Any]], request: Any) -> None:
+    def __init__(self, pipeline: Pipeline, request: Any) -> None:
         self._pipeline = pipeline
-        self._new_call = new_call
         self._request = request
         self._stream: Stream[T] | None = None
 
     async def __aenter__(self) -> Stream[T]:
-        self._stream = await self._pipeline.send(self._new_call(self._request, True))
+        self._stream = await self._pipeline.send(self._pipeline.new_call(self._request, True))
         return self._stream
 
     async def __aexit__(
@@ -452,21 +442,19 @@ def _is_placed(item: Any, anchor: str) -> bool:
     return isinstance(item, _Placed) and item.anchor == anchor and not item.outside
 
 
-def _invoke(call: Call[Any]) -> Awaitable[Any]:
-    request = call.request
-    return cast("Awaitable[Any]", request.function(*request.args))
+# What a function pipeline does with a call: the request is a function of no arguments. A C function, so no frame.
+_invoke: Any = operator.methodcaller("request")
 
 
 async def _open(call: Call[Any]) -> Stream[Any]:
-    request = call.request
-    source = request.function(*request.args)
+    source = call.request()
     if inspect.isawaitable(source):
         source = await source
     if isinstance(source, Stream):
         return source
     if not hasattr(source, "__aiter__"):
         raise ConfigError(
-            f"{call.target} is to be streamed, but {request.function!r} returned {type(source).__name__}, "
+            f"{call.target} is to be streamed, but {call.request!r} returned {type(source).__name__}, "
             "which is not an async iterator"
         )
     return await Stream.open(source.__aiter__())

@@ -10,11 +10,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from agentrt import options
-from agentrt.call import Attempt, Call, Next, Refusal
+from agentrt.call import Attempt, Call, Inline, Next, Refusal, run_inline
 from agentrt.errors import CircuitOpen, ConfigError
 from agentrt.middleware.circuit import CLOSED, Circuit, Permit, Policy
 from agentrt.stream import Stream
@@ -155,17 +155,10 @@ class CircuitBreaker:
     # --- as a stage ------------------------------------------------------------------------------------
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
-        permit = self.enter(call)
-        try:
-            result = await call_next(call)
-        except BaseException as error:
-            self.failed(permit, call, error)
-            raise
-        if call.stream:
-            self.committed(permit, call, cast("Stream[Any]", result))
-        else:
-            self.done(permit, call)
-        return result
+        return await run_inline(self, call, call_next)
+
+    def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
+        return Inline(self.enter, self.done, self.committed, self.failed)
 
     def enter(self, call: Call[Any], /) -> Permit:
         circuit = self._circuits.get(call.target)

@@ -10,9 +10,10 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from agentrt.call import UNBOUNDED, Call, DefaultServed, Next, TargetChange
+from agentrt.call import UNBOUNDED, Call, DefaultServed, Inline, Next, TargetChange, run_inline
 from agentrt.errors import ConfigError, Label, PermanentError, Refused, proves_not_executed
 from agentrt.stream import Stream
 
@@ -61,29 +62,22 @@ class Fallback:
         return bool(self.routes) or self.has_default
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
-        result: R = await self.around(call_next, ())(call)
-        return result
+        return await run_inline(self, call, call_next)
 
-    def around(self, call_next: Next[Any], inner: Sequence[Any], /) -> Next[Any]:
+    def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
         turns = _Turns(self, call_next, inner)
+        if not self.routes and not self.default_runs:
+            return Inline(recover=turns.others)
         not_closed = turns.not_closed
-        follows = bool(self.routes) or self.default_runs
 
-        async def fallback(call: Call[Any]) -> Any:
-            # The first turn's share; without a deadline there is nothing to share.
-            if follows and call.deadline < UNBOUNDED and call.idempotent:
+        def begin_first_turn(call: Call[Any]) -> None:
+            deadline = call.deadline
+            if deadline < UNBOUNDED and call.idempotent and (not not_closed or turns.another_follows(0)):
                 record = call.record
-                if not_closed and not turns.another_follows(0):
-                    record.share = call.deadline
-                else:
-                    now = record.time()
-                    record.share = now + (call.deadline - now) * 0.5
-            try:
-                return await call_next(call)
-            except Exception as error:
-                return await turns.others(call, error)
+                now = record.time()
+                record.share = now + (deadline - now) * 0.5
 
-        return fallback
+        return Inline(enter=begin_first_turn, recover=turns.others)
 
 
 class _Turns:
@@ -204,10 +198,11 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 def _with_function(request: Any, function: Callable[..., Any]) -> Any:
     """The same arguments for another function."""
-    change = getattr(request, "with_function", None)
-    if change is None:
-        raise ConfigError("an async function as a fallback target needs a pipeline that calls functions")
-    return change(function)
+    if isinstance(request, partial):
+        return partial(function, *request.args, **request.keywords)
+    if callable(request):
+        return function
+    raise ConfigError("an async function as a fallback target needs a pipeline that calls functions")
 
 
 async def _nothing() -> AsyncIterator[Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from agentrt import options
-from agentrt.call import Call, Next, Retrying, Wait
+from agentrt.call import Call, Inline, Next, Retrying, Wait, run_inline
 from agentrt.errors import ThrottledError, proves_not_executed
 from agentrt.middleware.backoff import Backoff, Growth, after_throttling
 from agentrt.middleware.retry_budget import RetryBudget
@@ -72,38 +72,27 @@ class Retry:
         return self._backoff.longest(1)
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
-        result: R = await self.around(call_next, ())(call)
-        return result
+        return await run_inline(self, call, call_next)
 
-    def around(self, call_next: Next[Any], inner: Sequence[Any], /) -> Next[Any]:
+    def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
         again = _Again(self, call_next, inner)
-        if self.budget is None:
+        budget = self.budget
+        if budget is None:
+            return Inline(recover=again)
+        ledgers, ledger_of = budget.ledgers, budget.of
 
-            async def retry(call: Call[Any]) -> Any:
-                try:
-                    return await call_next(call)
-                except Exception as error:
-                    return await again(call, error)
-
-            return retry
-
-        ledgers, ledger_of = self.budget.ledgers, self.budget.of
-
-        async def retry_within_budget(call: Call[Any]) -> Any:
-            try:
-                result = await call_next(call)
-            except Exception as error:
-                ledger_of(call.target).first(call.record.time())
-                return await again(call, error)
+        def done(token: None, call: Call[Any]) -> None:
             target = call.target
             ledger = ledgers[target] if target in ledgers else ledger_of(target)
             now = call.record.time()
             if now >= ledger.turn:
                 ledger.rotate(now)
             ledger.firsts += 1
-            return result
 
-        return retry_within_budget
+        def committed(token: None, call: Call[Any], stream: Any) -> None:
+            done(token, call)
+
+        return Inline(done=done, committed=committed, recover=again)
 
 
 class _Again:
@@ -117,6 +106,8 @@ class _Again:
         self._gated = any(getattr(stage, "gates_throttling", False) for stage in inner)
 
     async def __call__(self, call: Call[Any], error: Exception) -> Any:
+        if self._retry.budget is not None:
+            self._retry.budget.of(call.target).first(call.record.time())
         previous: float | None = None
         while True:
             delay = self._delay(call, error, previous)

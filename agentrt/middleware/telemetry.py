@@ -5,10 +5,10 @@ The call path pays for two clock reads and one function call; spans and metrics 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
-from agentrt.call import Call, Next
+from agentrt.call import Call, Inline, Next, run_inline
 from agentrt.stream import Stream
 
 __all__ = ["Telemetry"]
@@ -33,20 +33,10 @@ class Telemetry:
         return self.collect is not None
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
-        self.enter(call)
-        try:
-            result = await call_next(call)
-        except BaseException as error:
-            self.failed(None, call, error)
-            raise
-        if call.stream:
-            self.committed(None, call, cast("Stream[Any]", result))
-        else:
-            self.done(None, call)
-        return result
+        return await run_inline(self, call, call_next)
 
-    def enter(self, call: Call[Any], /) -> None:
-        """The call's start is in its record already."""
+    def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
+        return Inline(None, self.done, self.committed, self.failed)
 
     def done(self, token: None, call: Call[Any], /) -> None:
         call.record.ended = call.record.time()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from agentrt import options
-from agentrt.call import ENCLOSING, UNBOUNDED, Call, Next, Refusal
+from agentrt.call import ENCLOSING, UNBOUNDED, Call, Inline, Next, Refusal, run_inline
 from agentrt.errors import AgentrtError, AttemptTimeout, DeadlineExceeded, classify
 from agentrt.stream import Stream
 from agentrt.timers import Armed, FixedLimit, Task, Timers
@@ -49,19 +50,10 @@ class Timeout:
         self._idle_limit: FixedLimit | None
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
-        armed = self.enter(call)
-        try:
-            result = await call_next(call)
-        except BaseException as error:
-            raised = self.failed(armed, call, error)
-            if raised is error:
-                raise
-            raise raised from raised.__cause__
-        if call.stream:
-            self.committed(armed, call, cast("Stream[Any]", result))
-        else:
-            self.done(armed, call)
-        return result
+        return await run_inline(self, call, call_next)
+
+    def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
+        return Inline(self.enter, self.done, self.committed, self.failed)
 
     def enter(self, call: Call[Any], /) -> Armed:
         record = call.record
