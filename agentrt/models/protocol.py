@@ -6,14 +6,18 @@ retry, time out or fall back: the pipeline around them does. They raise the erro
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from agentrt.clock import Clock
+
 __all__ = [
     "FilePart",
+    "FinishReason",
     "Finished",
+    "Host",
     "ImagePart",
     "Message",
     "ModelClient",
@@ -72,7 +76,8 @@ class Message(Struct, frozen=True, omit_defaults=True):
     """One turn of a conversation, in the field's conventional shape.
 
     `content`: text or a list of parts. An assistant's message may have `tool_calls`; a "tool" message answers one
-    of them by `tool_call_id`, and `is_error` marks a failure that the model should know of.
+    of them by `tool_call_id`, and `is_error` marks a failure that the model should know of. `continuation`: what
+    `ModelResponse.continuation` held (`ModelResponse.message()` carries it over).
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -80,6 +85,7 @@ class Message(Struct, frozen=True, omit_defaults=True):
     tool_calls: list[ToolCall] = []
     tool_call_id: str | None = None
     is_error: bool = False
+    continuation: list[dict[str, Any]] = []
 
 
 class ToolSpec(Struct, frozen=True):
@@ -103,7 +109,11 @@ class Settings(Struct, frozen=True, omit_defaults=True):
 
 
 class ModelRequest(Struct, frozen=True):
-    """One request. `output_schema`: a JSON Schema that the answer's text must follow, named `output_name`."""
+    """One request. `output_schema`: a JSON Schema that the answer's text must follow, named `output_name`.
+
+    `parse`: turns the answer into what was asked for, or raises `ValueError`: the pipeline then rejects the answer
+    and may ask again. Clients ignore it.
+    """
 
     model: str
     messages: list[Message]
@@ -111,12 +121,13 @@ class ModelRequest(Struct, frozen=True):
     output_schema: dict[str, Any] | None = None
     output_name: str = "output"
     settings: Settings = Settings()
+    parse: Callable[[ModelResponse], Any] | None = None
 
 
 class Usage(Struct, frozen=True):
     """Tokens, named as in OpenTelemetry. `estimated`: the provider did not say, this is our guess.
 
-    `input_tokens` includes the cached ones, `output_tokens` the reasoning ones.
+    `input_tokens` includes those read from and written to the provider's cache, `output_tokens` the reasoning ones.
     """
 
     input_tokens: int = 0
@@ -124,6 +135,7 @@ class Usage(Struct, frozen=True):
     cache_read_input_tokens: int = 0
     reasoning_output_tokens: int = 0
     estimated: bool = False
+    cache_creation_input_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -132,6 +144,7 @@ class Usage(Struct, frozen=True):
             self.cache_read_input_tokens + other.cache_read_input_tokens,
             self.reasoning_output_tokens + other.reasoning_output_tokens,
             self.estimated or other.estimated,
+            self.cache_creation_input_tokens + other.cache_creation_input_tokens,
         )
 
     @property
@@ -140,7 +153,10 @@ class Usage(Struct, frozen=True):
 
 
 class ModelResponse(Struct, frozen=True):
-    """One answer. `finish` is "length" when the length limit cut it. `model`, `id`: as the provider named them."""
+    """One answer. `finish` is "length" when the length limit cut it, "content_filter" when the provider withheld or
+    refused it. `model`, `id`: as the provider named them. `continuation`: what it wants back, unchanged, with
+    this answer in the next request (Anthropic's signed thinking); other clients leave it out.
+    """
 
     text: str = ""
     tool_calls: list[ToolCall] = []
@@ -149,6 +165,16 @@ class ModelResponse(Struct, frozen=True):
     reasoning: str = ""
     model: str = ""
     id: str = ""
+    continuation: list[dict[str, Any]] = []
+
+    def message(self) -> Message:
+        """This answer as the assistant's turn of the conversation."""
+        return Message(
+            role="assistant",
+            content=self.text,
+            tool_calls=self.tool_calls,
+            continuation=self.continuation,
+        )
 
 
 class TextDelta(Struct, frozen=True):
@@ -186,11 +212,23 @@ def visible(item: StreamItem) -> bool:
     return not isinstance(item, Finished)
 
 
+class Host(Protocol):
+    """What a client gets from whoever opens it."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    async def secret(self, reference: str, /) -> str:
+        """The value of a `secret://` reference."""
+        ...
+
+
 class ModelClient(Protocol):
     """Talks to one provider. The constructor's keyword-only parameters are its options in `[models.PREFIX]`.
 
-    Optional: `async def open(self, host)` before the first request, `async def aclose(self)` at the end,
-    `identity(model) -> str` (what stands for host and credential in a target's name, never a secret's value).
+    Optional: `async def open(self, host: Host)` before the first request, `async def aclose(self)` at the end;
+    `identity(model) -> str`: what stands for host and credential (never a secret's value), the same for all calls that
+    a provider throttles together; `target(model) -> str`: the name of what an attempt goes to.
     """
 
     async def complete(self, request: ModelRequest, /) -> ModelResponse:
@@ -198,6 +236,6 @@ class ModelClient(Protocol):
         ...
 
     def stream(self, request: ModelRequest, /) -> AsyncIterator[StreamItem]:
-        """The answer piece by piece, `Finished` last. A body that ends without the wire's proper end raises
+        """The answer piece by piece, `Finished` last; whoever stops earlier calls its `aclose()`. A body that ends without the wire's proper end raises
         `TransientError`, it never becomes an answer."""
         ...
