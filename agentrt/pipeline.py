@@ -105,7 +105,7 @@ class Pipeline:
         self._classify = classify
         self._layout = _with_places(list(inner_first))
         self._value: Next[Any] | None = None
-        self._stream: Next[Any] | None = None
+        self._streaming: Next[Any] | None = None
         self._seconds = UNBOUNDED if self.deadline is None else self.deadline
         self._retries = any(
             stage_name(stage) == "retry" and getattr(stage, "max_attempts", 1) > 1 for stage in self.stages
@@ -201,7 +201,7 @@ class Pipeline:
     async def send(self, call: Call[R]) -> R:
         """Send a call made by `new_call` through the pipeline."""
         if call.stream:
-            return cast("R", await (self._stream or self._compose_stream())(call))
+            return cast("R", await (self._streaming or self._compose_stream())(call))
         return cast("R", await (self._value or self._compose_value())(call))
 
     def new_call(
@@ -209,11 +209,13 @@ class Pipeline:
         request: Any,
         stream: bool = False,
         *,
+        target: str | None = None,
         operation: str | None = None,
         key: str | None = None,
         idempotent: bool | None = None,
     ) -> Call[Any]:
-        """A call to this pipeline's target, bounded by its deadline, the run's and the enclosing call's."""
+        """A call to this pipeline's target (or another one), bounded by its deadline, the run's and that of the
+        attempt that we are inside of."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop = loop
@@ -235,14 +237,14 @@ class Pipeline:
         return Call(
             self.kind,
             self.operation if operation is None else operation,
-            self.target,
+            self.target if target is None else target,
             request,
             repeatable,
             stream,
             deadline,
             1,
             run,
-            Record(loop, self._time, now, self.target, deadline),
+            Record(loop, self._time, now, self.target if target is None else target, deadline),
             parent,
             single,
             single or (repeatable and self._retries),
@@ -256,8 +258,8 @@ class Pipeline:
         return self._value
 
     def _compose_stream(self) -> Next[Any]:
-        self._stream = self._compose(self._terminal or _open, stream=True)
-        return self._stream
+        self._streaming = self._compose(self._terminal or _open, stream=True)
+        return self._streaming
 
     def _compose(self, terminal: Next[Any], *, stream: bool) -> Next[Any]:
         stages = [stage for stage in _holding_deadline(self.stages) if getattr(stage, "is_used", True)]
@@ -275,7 +277,7 @@ class Pipeline:
         changed = object.__new__(type(self))
         changed.__dict__.update(self.__dict__)
         changed._layout = list(layout)
-        changed._value = changed._stream = None
+        changed._value = changed._streaming = None
         changed._retries = any(
             stage_name(stage) == "retry" and getattr(stage, "max_attempts", 1) > 1
             for stage in changed.stages
@@ -310,8 +312,9 @@ class OpenStream(Generic[T]):
         self._stream: Stream[T] | None = None
 
     async def __aenter__(self) -> Stream[T]:
-        self._stream = await self._pipeline.send(self._pipeline.new_call(self._request, True))
-        return self._stream
+        stream: Stream[T] = await self._pipeline.send(self._pipeline.new_call(self._request, True))
+        self._stream = stream
+        return stream
 
     async def __aexit__(
         self,

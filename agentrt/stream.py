@@ -38,7 +38,7 @@ class PullLimit(Protocol):
 class Stream(Generic[T]):
     """An opened stream of items of type `T`: iterate it once, and close it (`async with` does)."""
 
-    __slots__ = ("__weakref__", "_head", "_label", "_limit", "_loop", "_on_settle", "_settled", "_source")
+    __slots__ = ("__weakref__", "_head", "_label", "_limit", "_loop", "_observe", "_on_settle", "_settled", "_source")
 
     def __init__(self, source: AsyncIterator[T], *, head: deque[T] | None = None) -> None:
         self._source: AsyncIterator[T] | None = source
@@ -46,6 +46,7 @@ class Stream(Generic[T]):
         self._limit: PullLimit | None = None
         self._on_settle: list[Settled] = []
         self._label: Callable[[BaseException], None] | None = None
+        self._observe: Callable[[T], None] | None = None
         self._settled = False
         self._loop = asyncio.get_running_loop()
 
@@ -85,12 +86,19 @@ class Stream(Generic[T]):
         """Let the terminal see each error of the source before it settles the stream."""
         self._label = label
 
+    def observe(self, see: Callable[[T], None]) -> None:
+        """Let the terminal see each item as it is handed out (it notes the usage at the end)."""
+        self._observe = see
+
     def __aiter__(self) -> Stream[T]:
         return self
 
     async def __anext__(self) -> T:
         if self._head:
-            return self._head.popleft()
+            item = self._head.popleft()
+            if self._observe is not None:
+                self._observe(item)
+            return item
         source = self._source
         if source is None:
             raise StopAsyncIteration
@@ -115,6 +123,8 @@ class Stream(Generic[T]):
             raise raised from raised.__cause__
         if limit is not None:
             limit.disarm(token)
+        if self._observe is not None:
+            self._observe(item)
         return item
 
     def _pull_failed(self, limit: PullLimit | None, token: Any, error: BaseException) -> BaseException:

@@ -1,61 +1,59 @@
-"""The default pipelines: which stages are on for each kind of call, and with what limits."""
+"""The default pipelines: which stages are on for each kind of call, and with what options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from msgspec import Struct
-
-from agentrt.call import Call, Middleware
+from agentrt.call import Middleware
+from agentrt.middleware.bulkhead import Bulkhead
 from agentrt.middleware.circuit_breaker import CircuitBreaker
 from agentrt.middleware.fallback import Fallback
+from agentrt.middleware.pace import Pace
 from agentrt.middleware.retry import Retry
 from agentrt.middleware.telemetry import Telemetry
 from agentrt.middleware.throttle import Throttle
 from agentrt.middleware.timeout import Timeout
 
-__all__ = ["KINDS", "Limits", "default_stages", "limits_of"]
+__all__ = ["DEADLINES", "STAGES", "default_deadline", "default_options", "default_stages"]
 
-
-class Limits(Struct, frozen=True):
-    """The time limits of one kind of call, in seconds."""
-
-    attempt: float
-    first_item: float | None = None
-    idle: float | None = None
-    deadline: float | None = None
-    max_attempts: int = 3
-
-
-KINDS = {
-    "model": Limits(attempt=60.0, first_item=30.0, idle=30.0, deadline=180.0),
-    "tool": Limits(attempt=30.0, deadline=60.0),
-    "memory": Limits(attempt=2.0, deadline=5.0),
-    "secret": Limits(attempt=5.0, deadline=15.0),
+STAGES: dict[str, type[Any]] = {
+    stage.name: stage
+    for stage in (Timeout, CircuitBreaker, Bulkhead, Pace, Throttle, Retry, Fallback, Telemetry)
 }
-OTHER = Limits(attempt=60.0)
+"""The built-in stages by name, from the call outward."""
+
+_TIMEOUTS: dict[str, dict[str, float]] = {
+    "model": {"attempt": 60.0, "first_item": 30.0, "idle": 30.0},
+    "tool": {"attempt": 30.0},
+    "memory": {"attempt": 2.0},
+    "secret": {"attempt": 5.0},
+}
+
+DEADLINES = {"model": 180.0, "tool": 60.0, "memory": 5.0, "secret": 15.0}
+"""The limit of a whole call by kind, in seconds; a kind of the user's own has none."""
 
 
-def limits_of(kind: str) -> Limits:
-    """The limits of a kind; a kind of the user's own has those of `Pipeline.default`."""
-    return KINDS.get(kind, OTHER)
+def default_deadline(kind: str) -> float | None:
+    """Seconds that a whole call of `kind` may take, or None."""
+    return DEADLINES.get(kind)
 
 
-def default_stages(
-    kind: str, *, collect: Callable[[Call[Any]], object] | None = None
-) -> list[Middleware]:
+def default_options(kind: str) -> dict[str, dict[str, Any]]:
+    """The stages that are on for `kind`, from the call outward, with the options that differ from their own
+    defaults."""
+    options: dict[str, dict[str, Any]] = {
+        "timeout": dict(_TIMEOUTS.get(kind, {})),
+        "circuit_breaker": {},
+        "throttle": {},
+        "retry": {},
+        "fallback": {},
+        "telemetry": {},
+    }
+    if kind != "model":
+        del options["throttle"]
+    return options
+
+
+def default_stages(kind: str) -> list[Middleware]:
     """The stages that are on for `kind`, from the call outward."""
-    limits = limits_of(kind)
-    stages: list[Middleware] = [
-        Timeout(attempt=limits.attempt, first_item=limits.first_item, idle=limits.idle),
-        CircuitBreaker(),
-    ]
-    if kind == "model":
-        stages.append(Throttle())
-    return [
-        *stages,
-        Retry(max_attempts=limits.max_attempts),
-        Fallback(),
-        Telemetry(collect=collect),
-    ]
+    return [STAGES[name](**options) for name, options in default_options(kind).items()]

@@ -1,0 +1,479 @@
+"""The context of a run: what an agent is given to work with. `agentrt.current()` gives the same object."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+
+import msgspec
+
+from agentrt import events
+from agentrt.call import (
+    ENCLOSING,
+    RUN,
+    Call,
+    CircuitChange,
+    DefaultServed,
+    Entry,
+    Retrying,
+    TargetChange,
+    Wait,
+)
+from agentrt.errors import ConfigError
+from agentrt.limits import Counters
+from agentrt.models.protocol import (
+    Message,
+    ModelRequest,
+    ModelResponse,
+    Part,
+    Settings,
+    StreamItem,
+    ToolSpec,
+    Usage,
+)
+from agentrt.session import Session
+
+if TYPE_CHECKING:
+    from agentrt.memory.protocol import Item
+    from agentrt.pipeline import Pipeline
+    from agentrt.stream import Stream
+    from agentrt.tools import Tool
+
+__all__ = ["Context", "Services", "current"]
+
+T = TypeVar("T")
+logger = logging.getLogger("agentrt.run")
+
+MAX_CALLS = 10_000
+"""A run keeps the records of its last so many calls."""
+
+
+class Services(Protocol):
+    """What the runtime does for a run."""
+
+    def pipeline(
+        self, agent: Any, kind: str, *, tool: Tool | None = None, targets: tuple[str, ...] = ()
+    ) -> Pipeline: ...
+
+    async def converse(self, ctx: Context, agent: Any, message: str | list[Part]) -> Any: ...
+
+    async def run_child(self, parent: Context, agent: Any, message: str | list[Part]) -> Any: ...
+
+    async def memory(self) -> Any: ...
+
+    async def secret(self, name: str) -> str: ...
+
+    def output_parser(self, output: Any) -> tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]: ...
+
+    def default_targets(self, agent: Any) -> tuple[str, ...]: ...
+
+
+class Context:
+    """One run, as its agent sees it.
+
+    `id`: of the run. `session`: the conversation. `deadline`: loop time in seconds, infinite if there is none.
+    `calls`: the calls made so far, each with its record. `usage`: tokens of this run and its child runs.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        agent: Any,
+        *,
+        id: str,
+        agent_name: str,
+        session: Session,
+        counters: Counters,
+        deadline: float,
+        started: float,
+        streaming: bool = False,
+        sink: events.Sink | None = None,
+        parent: Context | None = None,
+    ) -> None:
+        self.id = id
+        self.agent_name = agent_name
+        self.session = session
+        self.deadline = deadline
+        self.streaming = streaming
+        self.parent = parent
+        self.counters = counters
+        self.calls: list[Call[Any]] = []
+        self.loop = asyncio.get_running_loop()
+        self.started = started
+        self._services = services
+        self._agent = agent
+        self._sink = sink
+        self._sequence = 0
+        self._memory: Memories | None = None
+
+    # --- what agents use -------------------------------------------------------------------------------
+
+    @property
+    def usage(self) -> Usage:
+        return self.counters.usage
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """Inside a tool or `ctx.call`: a key that is the same for every attempt of this call, else None."""
+        enclosing = ENCLOSING.get()
+        return None if enclosing is None or enclosing.call is None else enclosing.call.key
+
+    @property
+    def memory(self) -> Memories:
+        """The memory of this runtime; each use is a call of kind "memory" through the pipeline."""
+        if self._memory is None:
+            self._memory = Memories(self)
+        return self._memory
+
+    @overload
+    async def model(
+        self,
+        messages: str | Sequence[Message | dict[str, Any]],
+        *,
+        model: str | Sequence[str] | None = None,
+        tools: Sequence[Any] = (),
+        output: None = None,
+        settings: Settings | None = None,
+    ) -> ModelResponse: ...
+
+    @overload
+    async def model(
+        self,
+        messages: str | Sequence[Message | dict[str, Any]],
+        *,
+        model: str | Sequence[str] | None = None,
+        tools: Sequence[Any] = (),
+        output: type[T],
+        settings: Settings | None = None,
+    ) -> T: ...
+
+    async def model(
+        self,
+        messages: str | Sequence[Message | dict[str, Any]],
+        *,
+        model: str | Sequence[str] | None = None,
+        tools: Sequence[Any] = (),
+        output: Any = None,
+        settings: Settings | None = None,
+    ) -> Any:
+        """Ask a model (default: the agent's own) and return its `ModelResponse`, or an `output` if that type is given.
+
+        `tools` are offered to the model, not run: the response's `tool_calls` say what it wants.
+        """
+        request, targets = self.request(messages, model=model, tools=tools, output=output, settings=settings)
+        response = await self.send_model(request, targets)
+        return response if request.parse is None else request.parse(response)
+
+    @asynccontextmanager
+    async def stream_model(
+        self,
+        messages: str | Sequence[Message | dict[str, Any]],
+        *,
+        model: str | Sequence[str] | None = None,
+        tools: Sequence[Any] = (),
+        settings: Settings | None = None,
+    ) -> AsyncIterator[Stream[StreamItem]]:
+        """Stream an answer: `async with ctx.stream_model("...") as stream: async for item in stream: ...`."""
+        request, targets = self.request(messages, model=model, tools=tools, settings=settings)
+        async with self.open_model(request, targets) as stream:
+            yield stream
+
+    async def tool(self, tool: Any, /, **arguments: Any) -> Any:
+        """Call a tool through the pipeline and return its result."""
+        from agentrt.tools import as_tool
+
+        return await self.call_tool(as_tool(tool), arguments)
+
+    async def call(
+        self,
+        kind: str,
+        target: str,
+        function: Callable[[], Awaitable[T]],
+        *,
+        idempotent: bool = False,
+    ) -> T:
+        """Call `await function()` through the pipeline of `kind` ("call" or a name of yours) to `target`."""
+        pipeline = self._services.pipeline(self._agent, kind)
+        call = pipeline.new_call(
+            function, target=target, operation=target, key=self._key(target), idempotent=idempotent
+        )
+        result: T = await self._send(pipeline, call)
+        return result
+
+    async def secret(self, name: str) -> str:
+        """A secret by reference (`secret://...`) or plain name, from the configured provider."""
+        return await self._services.secret(name)
+
+    async def run(self, agent: Any, message: str | list[Part]) -> Any:
+        """Run another agent as a child: it inherits deadline, limits and cancellation. Returns its RunResult."""
+        return await self._services.run_child(self, agent, message)
+
+    def log(self, level: str, message: str, **context: Any) -> None:
+        """Log a line of this run; `level` as in the standard library ("info")."""
+        number = logging.getLevelNamesMapping().get(level.upper())
+        if number is None:
+            raise ConfigError(f"{level!r} is not a log level; use debug, info, warning, error or critical")
+        logger.log(number, message, extra={"run": self.id, "agent": self.agent_name, "context": context})
+
+    # --- what the loop and the tools use ---------------------------------------------------------------
+
+    async def converse(self, agent: Any, message: str | list[Part]) -> Any:
+        """Run the loop model -> tools -> model for `agent`."""
+        return await self._services.converse(self, agent, message)
+
+    def request(
+        self,
+        messages: str | Sequence[Message | dict[str, Any]],
+        *,
+        model: str | Sequence[str] | None = None,
+        tools: Sequence[Any] = (),
+        output: Any = None,
+        settings: Settings | None = None,
+    ) -> tuple[ModelRequest, tuple[str, ...]]:
+        """The request and its targets."""
+        targets = self._services.default_targets(self._agent) if model is None else _targets(model)
+        schema, name, parse = (None, "output", None)
+        if output is not None:
+            schema, name, parse = self._services.output_parser(output)
+        request = ModelRequest(
+            model="",
+            messages=_messages(messages),
+            tools=_specs(tools),
+            output_schema=schema,
+            output_name=name,
+            settings=Settings() if settings is None else settings,
+            parse=parse,
+        )
+        return request, targets
+
+    async def send_model(self, request: ModelRequest, targets: tuple[str, ...]) -> ModelResponse:
+        self.counters.model_call()
+        pipeline = self._services.pipeline(self._agent, "model", targets=targets)
+        call = pipeline.new_call(request)
+        number = self._model_started(call)
+        response: ModelResponse = await self._send(pipeline, call)
+        self.model_finished(call, number, response)
+        return response
+
+    @asynccontextmanager
+    async def open_model(
+        self, request: ModelRequest, targets: tuple[str, ...]
+    ) -> AsyncIterator[Stream[StreamItem]]:
+        from agentrt.models.protocol import Finished
+
+        self.counters.model_call()
+        pipeline = self._services.pipeline(self._agent, "model", targets=targets)
+        call = pipeline.new_call(request, True)
+        number = self._model_started(call)
+        stream: Stream[StreamItem] = await self._send(pipeline, call)
+        finished: list[ModelResponse] = []
+
+        def see(item: StreamItem) -> None:
+            if isinstance(item, Finished):
+                finished.append(item.response)
+
+        stream.observe(see)
+        async with stream:
+            yield stream
+        if finished:
+            self.model_finished(call, number, finished[0])
+
+    async def call_tool(self, tool: Tool, arguments: dict[str, Any]) -> Any:
+        """Call a tool through its pipeline. Direct calls of async tools inside a run come here too."""
+        self.counters.tool_call()
+        pipeline = self._services.pipeline(self._agent, "tool", tool=tool)
+        call = pipeline.new_call((tool, arguments, self), key=self._key(tool.name))
+        return await self._send(pipeline, call)
+
+    async def call_memory(self, operation: str, function: Callable[[], Awaitable[T]], *, idempotent: bool) -> T:
+        pipeline = self._services.pipeline(self._agent, "memory")
+        call = pipeline.new_call(function, operation=operation, idempotent=idempotent)
+        result: T = await self._send(pipeline, call)
+        return result
+
+    @property
+    def degraded(self) -> bool:
+        """True if some answer of this run did not come from its first target."""
+        return any(call.record.error is None and call.record.degraded for call in self.calls)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody receives this run's events."""
+        return self._sink is not None
+
+    def emit(self, event: events.Event) -> None:
+        if self._sink is not None:
+            self._sink(event)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stream's first run started."""
+        return self.loop.time() - self.started
+
+    def observe(self, call: Call[Any], entry: Entry) -> None:
+        """Turn what a record learns into events."""
+        if self._sink is None:
+            return
+        run, at = self.id, self.elapsed
+        match entry:
+            case Retrying():
+                error = describe(entry.error)
+                self.emit(
+                    events.Retry(
+                        run=run,
+                        at=at,
+                        kind=call.kind,
+                        target=entry.target,
+                        attempt=entry.number,
+                        delay=entry.delay,
+                        error=error,
+                    )
+                )
+            case TargetChange():
+                error = describe(entry.error)
+                self.emit(
+                    events.Fallback(run=run, at=at, kind=call.kind, old=entry.old, new=entry.new, error=error)
+                )
+            case DefaultServed():
+                error = describe(entry.error)
+                self.emit(
+                    events.Fallback(run=run, at=at, kind=call.kind, old=call.target, new=None, error=error)
+                )
+            case CircuitChange():
+                self.emit(
+                    events.CircuitChanged(run=run, at=at, target=entry.target, old=entry.old, new=entry.new)
+                )
+            case Wait() if entry.stage != "retry":
+                self.emit(
+                    events.Waiting(
+                        run=run, at=at, target=entry.target, stage=entry.stage, seconds=entry.seconds
+                    )
+                )
+            case _:
+                pass
+
+    def warn(self, message: str) -> None:
+        """Tell the user something: as an event, and in the log if nobody watches."""
+        if self._sink is None:
+            logger.warning("%s", message, extra={"run": self.id, "agent": self.agent_name})
+        else:
+            self.emit(events.Warned(run=self.id, at=self.elapsed, message=message))
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    async def _send(self, pipeline: Pipeline, call: Call[Any]) -> Any:
+        if len(self.calls) < MAX_CALLS:
+            self.calls.append(call)
+        if RUN.get() is self:
+            return await pipeline.send(call)
+        # Used outside its own run's code (kept by the user, or by a thread): the call still belongs to this run.
+        token = RUN.set(self)
+        try:
+            return await pipeline.send(call)
+        finally:
+            RUN.reset(token)
+
+    def _key(self, name: str) -> str:
+        self._sequence += 1
+        return f"{self.id}-{self._sequence}-{name}"
+
+    def _model_started(self, call: Call[Any]) -> int:
+        number = self.counters.model_calls
+        if self._sink is not None:
+            self.emit(
+                events.ModelStarted(run=self.id, at=self.elapsed, call=number, target=call.target)
+            )
+        return number
+
+    def model_finished(self, call: Call[Any], number: int, response: ModelResponse) -> None:
+        self.counters.usage = self.counters.usage + response.usage
+        if self._sink is None:
+            return
+        record = call.record
+        self.emit(
+            events.ModelFinished(
+                run=self.id,
+                at=self.elapsed,
+                call=number,
+                target=record.target,
+                finish=response.finish,
+                seconds=record.elapsed,
+                input_tokens=response.usage.input_tokens,
+                output_tokens=response.usage.output_tokens,
+                estimated=response.usage.estimated,
+                attempts=max(1, len(record.attempts)),
+            )
+        )
+
+
+class Memories:
+    """The runtime's memory, through the pipeline."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    async def add(self, text: str, *, metadata: dict[str, Any] | None = None, key: str | None = None) -> str:
+        """Remember `text`; returns its id. The same `key` replaces what it held."""
+        store = await self._ctx._services.memory()
+        return await self._ctx.call_memory(
+            "add_memory",
+            lambda: store.add(text, metadata=metadata, key=key),
+            idempotent=key is not None,
+        )
+
+    async def search(self, query: str, *, limit: int = 5) -> list[Item]:
+        """The best matches for `query`, best first."""
+        store = await self._ctx._services.memory()
+        return await self._ctx.call_memory(
+            "search_memory", lambda: store.search(query, limit=limit), idempotent=True
+        )
+
+    async def forget(self, id: str) -> None:
+        """Forget one item; unknown ids are ignored."""
+        store = await self._ctx._services.memory()
+        await self._ctx.call_memory("forget_memory", lambda: store.forget(id), idempotent=True)
+
+
+def current() -> Context:
+    """The context of the run that this code is inside of."""
+    run = RUN.get()
+    if run is None:
+        raise ConfigError("there is no run here: agentrt.current() works inside an agent or a tool that runs")
+    assert isinstance(run, Context)
+    return run
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its class and message."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _targets(model: str | Sequence[str]) -> tuple[str, ...]:
+    targets = (model,) if isinstance(model, str) else tuple(model)
+    for target in targets:
+        if not isinstance(target, str) or ":" not in target:
+            raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {target!r}')
+    if not targets:
+        raise ConfigError("the list of models is empty")
+    return targets
+
+
+def _messages(messages: str | Sequence[Message | dict[str, Any]]) -> list[Message]:
+    if isinstance(messages, str):
+        return [Message(role="user", content=messages)]
+    return [
+        message if isinstance(message, Message) else msgspec.convert(message, Message)
+        for message in messages
+    ]
+
+
+def _specs(tools: Sequence[Any]) -> list[ToolSpec]:
+    if not tools:
+        return []
+    from agentrt.tools import as_tool
+
+    return [tool if isinstance(tool, ToolSpec) else as_tool(tool).spec() for tool in tools]

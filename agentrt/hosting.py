@@ -1,0 +1,176 @@
+"""What counts as an agent, and how it is run.
+
+Hosted without change: a class or instance with `async def run(self, message)` (or an async generator), an async function,
+an async generator function, a factory that makes one of these. A parameter named `ctx` or `context`, or annotated
+with `Context`, gets the context; its place does not matter.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from agentrt.context import Context
+from agentrt.errors import ConfigError
+from agentrt.events import TextDelta
+
+__all__ = ["Hosted", "host"]
+
+CONTEXT_NAMES = ("ctx", "context")
+
+
+class Hosted:
+    """An agent that is ready to run: `subject` is the user's object, `name` what it is called."""
+
+    def __init__(self, subject: Any, run: Callable[..., Any], name: str) -> None:
+        self.subject = subject
+        self.name = name
+        self._run = run
+        self._context = _context_parameter(run)
+        _check_signature(run, self._context, name)
+        self.streams = inspect.isasyncgenfunction(_function(run))
+
+    async def run(self, message: Any, ctx: Context) -> Any:
+        """The agent's output. What an async generator yields is its output: joined if it is text, else a list."""
+        arguments = {} if self._context is None else {self._context: ctx}
+        produced = self._run(message, **arguments)
+        if self.streams or hasattr(produced, "__aiter__"):
+            return await _consume(produced, ctx)
+        return await produced
+
+
+def host(subject: Any, *, name: str | None = None, factory: bool = False) -> Hosted:
+    """Make `subject` ready to run. `factory`: it is a function that makes the agent."""
+    if factory:
+        subject = _made_by(subject)
+    if inspect.isclass(subject):
+        return _host_class(subject, name)
+    if inspect.iscoroutinefunction(subject) or inspect.isasyncgenfunction(subject):
+        return Hosted(subject, subject, name or subject.__name__)
+    run = getattr(subject, "run", None)
+    if run is not None:
+        return Hosted(subject, _checked_run(run, subject), name or type(subject).__name__)
+    if inspect.isroutine(subject):
+        if _required_parameters(subject):
+            raise ConfigError(
+                f"{_label(subject)} is a plain function with parameters; an agent is an async function "
+                "(`async def`), or a class with `async def run(self, message)`"
+            )
+        return host(_made_by(subject), name=name)
+    raise ConfigError(
+        f"{_label(subject)} is not an agent: it needs `async def run(self, message)`; "
+        "an async function or async generator will do as well"
+    )
+
+
+def _host_class(subject: type[Any], name: str | None) -> Hosted:
+    if not hasattr(subject, "run"):
+        close = [attr for attr in vars(subject) if attr.lower() in ("run_", "_run", "arun", "execute", "call")]
+        hint = f" (it has {close[0]!r})" if close else ""
+        raise ConfigError(
+            f"the class {subject.__qualname__} has no method `run`{hint}; "
+            "an agent needs `async def run(self, message)`"
+        )
+    _checked_run(subject.run, subject)
+    required = _required_parameters(subject)
+    if required:
+        raise ConfigError(
+            f"the class {subject.__qualname__} cannot be made without arguments ({', '.join(required)}); "
+            "give an instance, or a factory with --factory"
+        )
+    instance = subject()
+    return Hosted(instance, instance.run, name or subject.__name__)
+
+
+def _made_by(factory: Any) -> Any:
+    if not callable(factory):
+        raise ConfigError(f"--factory needs a function that makes the agent, not {_label(factory)}")
+    made = factory()
+    if inspect.isawaitable(made):
+        close = getattr(made, "close", None)
+        if close is not None:
+            close()
+        raise ConfigError(f"the factory {_label(factory)} must not be async")
+    if inspect.isroutine(made) and not (
+        inspect.iscoroutinefunction(made) or inspect.isasyncgenfunction(made)
+    ):
+        raise ConfigError(f"the factory {_label(factory)} made another plain function, not an agent")
+    return made
+
+
+def _checked_run(run: Any, subject: Any) -> Callable[..., Any]:
+    function = _function(run)
+    if not callable(run):
+        raise ConfigError(f"`run` of {_label(subject)} is not a method but {type(run).__name__}")
+    if not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+        raise ConfigError(
+            f"`run` of {_label(subject)} must be async: `async def run(self, message)`; "
+            "it would hold up every other run otherwise"
+        )
+    checked: Callable[..., Any] = run
+    return checked
+
+
+def _context_parameter(run: Callable[..., Any]) -> str | None:
+    parameters = inspect.signature(run).parameters
+    for name in CONTEXT_NAMES:
+        if name in parameters:
+            return name
+    try:
+        hints = typing.get_type_hints(_function(run))
+    except Exception:  # an annotation that cannot be resolved is the user's own affair
+        hints = {}
+    return next((name for name in parameters if hints.get(name) is Context), None)
+
+
+def _check_signature(run: Callable[..., Any], context: str | None, name: str) -> None:
+    required = [parameter for parameter in _required_parameters(run) if parameter != context]
+    accepts = any(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_POSITIONAL)
+        for parameter_name, parameter in inspect.signature(run).parameters.items()
+        if parameter_name != context
+    )
+    if len(required) > 1 or not accepts:
+        raise ConfigError(
+            f"`run` of {name} must take the message and, if it wants, `ctx`; it takes ({', '.join(required)})"
+        )
+
+
+def _required_parameters(function: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+
+
+def _function(run: Any) -> Any:
+    return getattr(run, "__func__", run)
+
+
+def _label(subject: Any) -> str:
+    name = getattr(subject, "__qualname__", None)
+    return f"{name}" if name else f"{subject!r} ({type(subject).__name__})"
+
+
+async def _consume(produced: AsyncIterator[Any], ctx: Context) -> Any:
+    items: list[Any] = []
+    try:
+        async for item in produced:
+            items.append(item)
+            if isinstance(item, str):
+                ctx.emit(TextDelta(run=ctx.id, at=ctx.elapsed, text=item))
+    finally:
+        close = getattr(produced, "aclose", None)
+        if close is not None:
+            await close()
+    if all(isinstance(item, str) for item in items):
+        return "".join(items)
+    return items

@@ -1,0 +1,209 @@
+"""The agent loop: ask the model, run the tools it wants, tell it the results, until it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentrt import events
+from agentrt.context import Context, describe
+from agentrt.errors import (
+    CallError,
+    ConfigError,
+    DeadlineExceeded,
+    PermanentError,
+    Refused,
+    RunLimitExceeded,
+    ToolError,
+)
+from agentrt.models.protocol import (
+    Finished,
+    Message,
+    ModelRequest,
+    ModelResponse,
+    Part,
+    ReasoningDelta,
+    TextDelta,
+    ToolCall,
+)
+from agentrt.tools import Tool, ToolArgumentError, as_tool, encode_result
+
+if TYPE_CHECKING:
+    from agentrt.agent import Agent
+
+__all__ = ["converse"]
+
+
+async def converse(ctx: Context, agent: Agent, message: str | list[Part]) -> Any:
+    """One conversation turn of `agent`: returns the final text, or an instance of `agent.output`.
+
+    The finished turn is added to the session's history; a turn that failed leaves the history as it was.
+    """
+    tools = {tool.name: tool for tool in map(as_tool, agent.tools)}
+    if len(tools) != len(agent.tools):
+        raise ConfigError(f"two tools of {type(agent).__name__} have the same name")
+    turn = [Message(role="user", content=message)]
+    before = [*_system(agent, ctx), *ctx.session.messages]
+    request, targets = ctx.request(
+        [], tools=list(tools.values()), output=agent.output, settings=agent.settings
+    )
+    while True:
+        ctx.counters.step()
+        asked = _with_messages(request, [*before, *turn])
+        response = await _ask(ctx, asked, targets)
+        turn.append(
+            Message(role="assistant", content=response.text, tool_calls=list(response.tool_calls))
+        )
+        if not response.tool_calls:
+            answer = _answer(ctx, request, response)
+            ctx.session.messages.extend(turn)
+            return answer
+        turn.extend(await _run_tools(ctx, agent, tools, response.tool_calls))
+
+
+async def _ask(ctx: Context, request: ModelRequest, targets: tuple[str, ...]) -> ModelResponse:
+    if not (ctx.streaming and ctx.is_watched):
+        return await ctx.send_model(request, targets)
+    response: ModelResponse | None = None
+    async with ctx.open_model(request, targets) as stream:
+        async for item in stream:
+            match item:
+                case TextDelta(text):
+                    ctx.emit(events.TextDelta(run=ctx.id, at=ctx.elapsed, text=text))
+                case ReasoningDelta(text):
+                    ctx.emit(events.ReasoningDelta(run=ctx.id, at=ctx.elapsed, text=text))
+                case Finished():
+                    response = item.response
+                case _:
+                    pass
+    assert response is not None, "a model's stream ends with Finished"
+    return response
+
+
+def _answer(ctx: Context, request: ModelRequest, response: ModelResponse) -> Any:
+    if response.finish == "length":
+        ctx.warn(
+            "the answer was cut by the length limit of the model or of settings.max_tokens; raise it for "
+            "the whole answer"
+        )
+    elif response.finish == "content_filter":
+        raise PermanentError("the provider's content filter withheld the answer", fault="request")
+    return response.text if request.parse is None else request.parse(response)
+
+
+def _system(agent: Agent, ctx: Context) -> list[Message]:
+    instructions = agent.instructions
+    text = instructions(ctx) if callable(instructions) else instructions
+    return [Message(role="system", content=text)] if text else []
+
+
+def _with_messages(request: ModelRequest, messages: list[Message]) -> ModelRequest:
+    return ModelRequest(
+        request.model,
+        messages,
+        request.tools,
+        request.output_schema,
+        request.output_name,
+        request.settings,
+        request.parse,
+    )
+
+
+# --- tools ---------------------------------------------------------------------------------------------
+
+
+async def _run_tools(
+    ctx: Context, agent: Agent, tools: dict[str, Tool], calls: Sequence[ToolCall]
+) -> list[Message]:
+    """The answers to `calls`, in their order; several run in parallel.
+
+    A bug in one of them ends the run, but only when the others have finished: a tool that may have an effect
+    is never cut off midway by a sibling's failure. One plain exception comes out, never a group.
+    """
+    if len(calls) == 1:
+        return [await _run_tool(ctx, agent, tools, calls[0])]
+    tasks = [asyncio.ensure_future(_run_tool(ctx, agent, tools, call)) for call in calls]
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+    failed = [task for task in tasks if task.cancelled() or task.exception() is not None]
+    if failed:
+        error = failed[0].exception() if not failed[0].cancelled() else asyncio.CancelledError()
+        assert error is not None
+        for other in failed[1:]:
+            if not other.cancelled():
+                error.add_note(f"also failed: {describe(other.exception() or asyncio.CancelledError())}")
+        raise error
+    return [task.result() for task in tasks]
+
+
+async def _run_tool(ctx: Context, agent: Agent, tools: dict[str, Tool], call: ToolCall) -> Message:
+    number = ctx.counters.tool_calls + 1
+    started = ctx.elapsed
+    if ctx.is_watched:
+        ctx.emit(
+            events.ToolStarted(
+                run=ctx.id, at=started, call=number, tool=call.name, arguments=call.arguments
+            )
+        )
+    try:
+        tool = tools.get(call.name)
+        if tool is None:
+            known = ", ".join(tools) or "none"
+            raise ToolError(f"there is no tool named {call.name!r}; the tools are: {known}")
+        arguments = tool.decode(call.arguments)
+        result = await ctx.call_tool(tool, arguments)
+        text = encode_result(result, tool=tool.name)
+    except Exception as error:
+        if not _goes_to_model(error, agent, tools.get(call.name)):
+            _finished(ctx, call, number, started, "bug", describe(error))
+            raise
+        _finished(ctx, call, number, started, "error", describe(error))
+        return Message(role="tool", content=_tell(error), tool_call_id=call.id, is_error=True)
+    except asyncio.CancelledError:
+        _finished(ctx, call, number, started, "error", "cancelled")
+        raise
+    _finished(ctx, call, number, started, "ok", None)
+    return Message(role="tool", content=text, tool_call_id=call.id)
+
+
+def _goes_to_model(error: Exception, agent: Agent, tool: Tool | None) -> bool:
+    """Whether a tool's failure is told to the model; else it ends the run."""
+    if isinstance(error, RunLimitExceeded) or (isinstance(error, DeadlineExceeded) and error.scope == "run"):
+        return False
+    if isinstance(error, ToolError | ToolArgumentError):
+        return True
+    how = agent.on_tool_failure if tool is None or tool.on_failure is None else tool.on_failure
+    if how == "raise":
+        return False
+    transient = () if tool is None else tool.transient
+    # What the pipeline gave up on; anything else is a bug in the tool.
+    return isinstance(error, CallError | Refused | DeadlineExceeded | ConnectionError | TimeoutError | transient)
+
+
+def _tell(error: Exception) -> str:
+    if isinstance(error, ToolError):
+        return f"error: {error}"
+    return f"error: the tool failed: {describe(error)}"
+
+
+def _finished(
+    ctx: Context, call: ToolCall, number: int, started: float, outcome: Any, error: str | None
+) -> None:
+    if ctx.is_watched:
+        ctx.emit(
+            events.ToolFinished(
+                run=ctx.id,
+                at=ctx.elapsed,
+                call=number,
+                tool=call.name,
+                outcome=outcome,
+                seconds=ctx.elapsed - started,
+                error=error,
+            )
+        )

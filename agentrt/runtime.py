@@ -1,0 +1,406 @@
+"""The runtime: owns plugins, pipelines, runs and their end.
+
+As a library it touches nothing global: no signal handler, root logger or tracer provider. What it opens (clients,
+memory, secrets) it opens at first use and closes in reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets as random_ids
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
+
+from agentrt import events
+from agentrt.agent import Agent
+from agentrt.call import RUN, UNBOUNDED, Call, Middleware
+from agentrt.clients import Clients
+from agentrt.clock import reader
+from agentrt.config import Config
+from agentrt.context import Context, describe
+from agentrt.errors import AgentrtError, ConfigError, DeadlineExceeded
+from agentrt.hosting import Hosted, host
+from agentrt.limits import Counters, Limits
+from agentrt.models.protocol import ModelClient, ModelResponse, Part, Usage
+from agentrt.pipelines import Pipelines, Placement
+from agentrt.run_stream import RunStream
+from agentrt.session import Session
+from agentrt.timers import Armed, Timers
+
+if TYPE_CHECKING:
+    from agentrt.pipeline import Pipeline
+    from agentrt.tools import Tool
+
+__all__ = ["RunResult", "Runtime"]
+
+DEFAULT_MEMORY = Path(".agentrt") / "memory.db"
+CLOSE_SECONDS = 5.0
+
+
+class RunResult(Struct, frozen=True, eq=False):
+    """How a run ended. `output`: what the agent returned; `text`: that as text. `usage`: tokens of the run and its
+    children. `degraded`: some answer did not come from its first target. `record`: the calls that were
+    made, in order, each with its record."""
+
+    output: Any
+    text: str
+    usage: Usage
+    run_id: str
+    degraded: bool
+    record: list[Call[Any]]
+
+
+class Runtime:
+    """Runs agents.
+
+    `config`: a `Config` (default: defaults only; `from_config` reads files and the environment).
+    `own_process`: this process is ours (the commands say so): the runtime may then take process-wide things.
+    """
+
+    def __init__(self, config: Config | None = None, *, own_process: bool = False) -> None:
+        self.config = Config() if config is None else config
+        self.own_process = own_process
+        self._clients = Clients(self._make_client, _Host(self))
+        self._exits = AsyncExitStack()
+        self._hosted: dict[Any, Hosted] = {}
+        self._secrets: Any = None
+        self._memory: Any = None
+        self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
+        self._running: set[Context] = set()
+        self._telemetry = self.config.make_telemetry()
+        self._pipelines = Pipelines(
+            self.config,
+            model_terminal=self._clients.terminal,
+            gate=self._clients.gate,
+            collect=self._telemetry.collect,
+        )
+        for stage in self.config.stages_in_use():
+            self.use(stage)
+
+    @classmethod
+    def from_config(
+        cls, path: str | Path | None = None, *, overrides: Sequence[str] = (), own_process: bool = False
+    ) -> Runtime:
+        """A runtime configured by `path` (default: agentrt.toml or [tool.agentrt] of pyproject.toml in the current
+        directory, if there is one), `AGENTRT_*` variables and `overrides` ("section.key=value")."""
+        config = Config.load(None if path is None else Path(path), overrides=list(overrides))
+        return cls(config, own_process=own_process)
+
+    def use(
+        self,
+        stage: Middleware,
+        *,
+        kind: str | None = None,
+        agent: str | None = None,
+        tool: str | None = None,
+        outside: str | None = None,
+        inside: str | None = None,
+    ) -> None:
+        """Register a stage for every call, or those of a `kind`, an `agent` (by name), a `tool` (by name).
+
+        It stands directly beside the stage named by `outside` or `inside` (default: just inside telemetry). At one
+        place the first registered is outermost, and global stands outside kind, agent, tool. Registering
+        after the first call is an error.
+        """
+        if outside is not None and inside is not None:
+            raise ConfigError("register a stage outside= one stage or inside= one, not both")
+        kind = "tool" if tool is not None and kind is None else kind
+        self._pipelines.use(
+            Placement(stage, kind=kind, agent=agent, tool=tool, outside=outside, inside=inside)
+        )
+
+    # --- running ---------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        agent: Any,
+        message: str | list[Part],
+        *,
+        session: Session | None = None,
+        limits: Limits | None = None,
+    ) -> RunResult:
+        """Run `agent` on one message and return its result.
+
+        `session` (a new one): the conversation it belongs to. `limits` (the agent's, then the configuration's).
+        Raises what the agent raised; DeadlineExceeded and RunLimitExceeded when a limit ended it.
+        """
+        hosted = await self.host(agent)
+        ctx = self._context(hosted, session=session, limits=limits)
+        return await self._execute(ctx, hosted, message)
+
+    def stream(
+        self,
+        agent: Any,
+        message: str | list[Part],
+        *,
+        session: Session | None = None,
+        limits: Limits | None = None,
+        deltas: bool = True,
+    ) -> RunStream:
+        """Run `agent` and watch: `async with rt.stream(agent, "hi") as run: async for event in run: ...`.
+
+        The last event is run_finished or run_failed; after it `run.result` has the result, or raises the run's
+        error. Leaving the block cancels and awaits the run. `deltas`: stream the models' answers.
+        """
+
+        async def start(sink: events.Sink) -> RunResult:
+            hosted = await self.host(agent)
+            ctx = self._context(hosted, session=session, limits=limits, sink=sink, streaming=deltas)
+            return await self._execute(ctx, hosted, message)
+
+        return RunStream(start)
+
+    async def host(self, agent: Any, *, factory: bool = False) -> Hosted:
+        """Make an agent ready to run: a class is instantiated once per runtime, `__aenter__` is honoured."""
+        if isinstance(agent, Hosted):
+            return agent
+        try:
+            hosted = self._hosted.get(agent)
+        except TypeError as error:
+            raise ConfigError(f"{agent!r} is not an agent: it needs `async def run(self, message)`") from error
+        if hosted is None:
+            hosted = host(agent, factory=factory)
+            if getattr(hosted.subject, "scope", "process") == "run":
+                return hosted
+            if hasattr(hosted.subject, "__aenter__"):
+                await self._exits.enter_async_context(hosted.subject)
+            self._hosted[agent] = hosted
+        return hosted
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close agents, memory, clients and secrets, in reverse of their opening, within 5 s."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                try:
+                    await self._exits.aclose()
+                finally:
+                    await self._clients.aclose()
+        except TimeoutError:
+            raise AgentrtError(f"closing the runtime took longer than {CLOSE_SECONDS:g} s") from None
+
+    # --- Services: what a context asks for -------------------------------------------------------------
+
+    def pipeline(
+        self, agent: Any, kind: str, *, tool: Tool | None = None, targets: tuple[str, ...] = ()
+    ) -> Pipeline:
+        """The composed pipeline of one kind of call of `agent`."""
+        return self._pipelines.get(agent, _agent_name(agent), kind, tool=tool, targets=targets)
+
+    def default_targets(self, agent: Any) -> tuple[str, ...]:
+        """The models of an agent: configuration wins over what the class says."""
+        configured = self.config.agent_models()
+        declared = configured or getattr(agent, "model", None)
+        if not declared:
+            raise ConfigError(
+                f"{_agent_name(agent)} has no model: set `model = \"openai:gpt-5-mini\"` on the class, "
+                "`model=` in the call, or --set agent.model=..."
+            )
+        targets = (declared,) if isinstance(declared, str) else tuple(declared)
+        for target in targets:
+            self._clients.client(target)
+        return targets
+
+    async def converse(self, ctx: Context, agent: Agent, message: str | list[Part]) -> Any:
+        from agentrt.loop import converse
+
+        return await converse(ctx, agent, message)
+
+    async def run_child(self, parent: Context, agent: Any, message: str | list[Part]) -> RunResult:
+        hosted = await self.host(agent)
+        ctx = self._context(hosted, parent=parent)
+        return await self._execute(ctx, hosted, message)
+
+    async def memory(self) -> Any:
+        """The memory store, opened at first use."""
+        if self._memory is None:
+            self._memory = self.config.make_memory(default_path=DEFAULT_MEMORY)
+            self._exits.push_async_callback(self._memory.aclose)
+        return self._memory
+
+    async def secret(self, name: str) -> str:
+        """The value of a secret, by name or `secret://` reference."""
+        if self._secrets is None:
+            self._secrets = self.config.make_secrets(invoke=self._invoke_secret)
+            self._exits.push_async_callback(self._secrets.aclose)
+        value: str = (await self._secrets.get(name)).reveal()
+        return value
+
+    def output_parser(self, output: Any) -> tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]:
+        """JSON Schema, name and decoder of an output type; made once per type."""
+        parser = self._parsers.get(output)
+        if parser is None:
+            from agentrt.schema import output_decoder
+
+            made = output_decoder(output)
+            parser = self._parsers[output] = (made.schema, made.name, lambda response: made(response.text))
+        return parser
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _make_client(self, prefix: str) -> ModelClient:
+        client: ModelClient = self.config.make_model_client(prefix)
+        return client
+
+    async def _invoke_secret(self, target: str, function: Callable[[], Any]) -> Any:
+        pipeline = self._pipelines.get(None, "runtime", "secret", tool=None, targets=())
+        return await pipeline.send(pipeline.new_call(function, target=target, operation="get"))
+
+    def _context(
+        self,
+        hosted: Hosted,
+        *,
+        session: Session | None = None,
+        limits: Limits | None = None,
+        sink: events.Sink | None = None,
+        streaming: bool = False,
+        parent: Context | None = None,
+    ) -> Context:
+        loop = asyncio.get_running_loop()
+        now = reader(loop)()
+        if parent is not None:
+            counters, deadline, sink, streaming = parent.counters, parent.deadline, parent._sink, False
+        else:
+            used = limits or getattr(hosted.subject, "limits", None) or self.config.limits()
+            counters = Counters(used)
+            deadline = UNBOUNDED if used.seconds is None else now + used.seconds
+        return Context(
+            self,
+            hosted.subject,
+            id=random_ids.token_hex(8),
+            agent_name=hosted.name,
+            session=Session() if session is None else session,
+            counters=counters,
+            deadline=deadline,
+            started=now if parent is None else parent.started,
+            streaming=streaming,
+            sink=sink,
+            parent=parent,
+        )
+
+    async def _execute(self, ctx: Context, hosted: Hosted, message: str | list[Part]) -> RunResult:
+        if not message or (isinstance(message, str) and not message.strip()):
+            raise ConfigError("the message is empty")
+        ctx.emit(
+            events.RunStarted(
+                run=ctx.id,
+                at=ctx.elapsed,
+                agent=hosted.name,
+                parent=None if ctx.parent is None else ctx.parent.id,
+            )
+        )
+        token = RUN.set(ctx)
+        self._running.add(ctx)
+        started = ctx.elapsed
+        armed = _arm(ctx)
+        try:
+            output = await hosted.run(message, ctx)
+        except BaseException as error:
+            raised = _failed(ctx, armed, error)
+            _report_failure(ctx, raised, ctx.elapsed - started)
+            if raised is error:
+                raise
+            raise raised from raised.__cause__
+        finally:
+            RUN.reset(token)
+            self._running.discard(ctx)
+        if armed is not None:
+            Timers.of(ctx.loop).disarm(armed)
+        result = RunResult(output, _as_text(output), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
+        ctx.emit(
+            events.RunFinished(
+                run=ctx.id,
+                at=ctx.elapsed,
+                output=output,
+                seconds=ctx.elapsed - started,
+                input_tokens=ctx.usage.input_tokens,
+                output_tokens=ctx.usage.output_tokens,
+                degraded=result.degraded,
+            )
+        )
+        return result
+
+
+class _Host:
+    """What a plugin's `open` gets."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    @property
+    def clock(self) -> Any:
+        return asyncio.get_running_loop()
+
+    async def secret(self, reference: str) -> str:
+        return await self._runtime.secret(reference)
+
+
+def _arm(ctx: Context) -> Armed | None:
+    """Bound the run's task by its deadline; a child run is bounded by its parent's."""
+    if ctx.deadline == UNBOUNDED or ctx.parent is not None:
+        return None
+    task = asyncio.current_task()
+    assert task is not None
+    return Timers.of(ctx.loop).arm_at(ctx.deadline, task)
+
+
+def _failed(ctx: Context, armed: Armed | None, error: BaseException) -> BaseException:
+    if armed is None:
+        return error
+    ours = Timers.of(ctx.loop).disarm(armed)
+    if armed.delivered and ours and isinstance(error, asyncio.CancelledError):
+        seconds = ctx.counters.limits.seconds
+        raised = DeadlineExceeded(f"the run's deadline of {seconds:g} s is over", scope="run")
+        raised.__cause__ = error
+        return raised
+    return error
+
+
+def _report_failure(ctx: Context, error: BaseException, seconds: float) -> None:
+    if not ctx.is_watched:
+        return
+    causes = [
+        describe(cause) for call in ctx.calls[-1:] for cause in call.record.errors if cause is not error
+    ]
+    ctx.emit(
+        events.RunFailed(
+            run=ctx.id,
+            at=ctx.elapsed,
+            error=type(error).__name__,
+            message=str(error),
+            seconds=seconds,
+            causes=causes,
+        )
+    )
+
+
+def _agent_name(agent: Any) -> str:
+    if agent is None:
+        return "runtime"
+    name = getattr(agent, "__name__", None)
+    return str(name or type(agent).__name__)
+
+
+def _as_text(output: Any) -> str:
+    if isinstance(output, str):
+        return output
+    if output is None:
+        return ""
+    from agentrt.schema import as_json_text
+
+    return as_json_text(output)

@@ -1,0 +1,25 @@
+"""A conversation: its history and what agents keep for it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from msgspec import Struct, field
+
+from agentrt.models.protocol import Message
+
+__all__ = ["Session"]
+
+
+def _new_id() -> str:
+    return secrets.token_hex(8)
+
+
+class Session(Struct, eq=False):
+    """One conversation. `messages`: the finished turns, oldest first (without the instructions).
+    `state`: whatever agents keep per conversation; they keep nothing on themselves."""
+
+    id: str = field(default_factory=_new_id)
+    messages: list[Message] = []
+    state: dict[str, Any] = {}
