@@ -137,8 +137,8 @@ class Record(Struct, eq=False):
     """What really happened to one call. Times are loop time in seconds; `time` reads that clock.
 
     `target` and `share` belong to the present turn: where attempts go, and when (loop time) another target must
-    have its turn. `started`, `ended`: of the whole call (`ended` is None while it runs); `first_item`: when a stream's first
-    item came. `error`: how it ended, None for a success. `usage`: tokens, as the terminal noted them.
+    have its turn. `started`, `ended`: of the whole call (`ended` is None while it runs); `first_item`: when the first
+    item of a stream came. `error`: how it ended, None for a success. `usage`: tokens, as the terminal noted them.
     `abandoned`: a worker thread that could not be cancelled; while it runs the call is not repeated.
     """
 
@@ -180,9 +180,7 @@ class Record(Struct, eq=False):
             ended = self.ended if self.ended is not None else self.time()
             label = None if self.error is None else classify(self.error)
             tries.append(
-                Attempt(
-                    self.target, self.attempt_number, self.attempt_started, ended, self.error, label
-                )
+                Attempt(self.target, self.attempt_number, self.attempt_started, ended, self.error, label)
             )
         return tries
 

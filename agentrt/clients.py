@@ -27,7 +27,9 @@ class Clients:
         """The client of a target, perhaps not opened yet, and the model's name for it."""
         prefix, colon, model = target.partition(":")
         if not colon or not model:
-            raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {target!r}')
+            raise ConfigError(
+                f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {target!r}'
+            )
         client = self._clients.get(prefix)
         if client is None:
             client = self._clients[prefix] = self._make(prefix)

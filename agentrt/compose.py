@@ -148,7 +148,7 @@ def _factory(shape: tuple[tuple[str, ...], ...], *, noted: bool, stream: bool) -
     file = f"<agentrt pipeline {'-'.join('+'.join(parts) for parts in shape) or 'bare'}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     namespace: dict[str, Any] = {}
-    exec(compile(source, file, "exec"), namespace)  # noqa: S102 (a fixed template, no outside text)
+    exec(compile(source, file, "exec"), namespace)
     make: Callable[..., Next[Any]] = namespace["make"]
     return make
 

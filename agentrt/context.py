@@ -288,7 +288,9 @@ class Context:
         call = pipeline.new_call((tool, arguments, self), key=self._key(tool.name))
         return await self._send(pipeline, call)
 
-    async def call_memory(self, operation: str, function: Callable[[], Awaitable[T]], *, idempotent: bool) -> T:
+    async def call_memory(
+        self, operation: str, function: Callable[[], Awaitable[T]], *, idempotent: bool
+    ) -> T:
         pipeline = self._services.pipeline(self._agent, "memory")
         call = pipeline.new_call(function, operation=operation, idempotent=idempotent)
         result: T = await self._send(pipeline, call)
@@ -383,9 +385,7 @@ class Context:
     def _model_started(self, call: Call[Any]) -> int:
         number = self.counters.model_calls
         if self._sink is not None:
-            self.emit(
-                events.ModelStarted(run=self.id, at=self.elapsed, call=number, target=call.target)
-            )
+            self.emit(events.ModelStarted(run=self.id, at=self.elapsed, call=number, target=call.target))
         return number
 
     def model_finished(self, call: Call[Any], number: int, response: ModelResponse) -> None:
@@ -456,7 +456,9 @@ def _targets(model: str | Sequence[str]) -> tuple[str, ...]:
     targets = (model,) if isinstance(model, str) else tuple(model)
     for target in targets:
         if not isinstance(target, str) or ":" not in target:
-            raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {target!r}')
+            raise ConfigError(
+                f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {target!r}'
+            )
     if not targets:
         raise ConfigError("the list of models is empty")
     return targets
@@ -466,8 +468,7 @@ def _messages(messages: str | Sequence[Message | dict[str, Any]]) -> list[Messag
     if isinstance(messages, str):
         return [Message(role="user", content=messages)]
     return [
-        message if isinstance(message, Message) else msgspec.convert(message, Message)
-        for message in messages
+        message if isinstance(message, Message) else msgspec.convert(message, Message) for message in messages
     ]
 
 

@@ -1,7 +1,7 @@
 """What counts as an agent, and how it is run.
 
-Hosted without change: a class or instance with `async def run(self, message)` (or an async generator), an async function,
-an async generator function, a factory that makes one of these. A parameter named `ctx` or `context`, or annotated
+Hosted without change: a class or instance with `async def run(self, message)` (or an async generator), an async
+function, an async generator function, a factory that makes one of these. A parameter named `ctx` or `context`, or annotated
 with `Context`, gets the context; its place does not matter.
 """
 
@@ -67,7 +67,9 @@ def host(subject: Any, *, name: str | None = None, factory: bool = False) -> Hos
 
 def _host_class(subject: type[Any], name: str | None) -> Hosted:
     if not hasattr(subject, "run"):
-        close = [attr for attr in vars(subject) if attr.lower() in ("run_", "_run", "arun", "execute", "call")]
+        close = [
+            attr for attr in vars(subject) if attr.lower() in ("run_", "_run", "arun", "execute", "call")
+        ]
         hint = f" (it has {close[0]!r})" if close else ""
         raise ConfigError(
             f"the class {subject.__qualname__} has no method `run`{hint}; "
@@ -128,7 +130,8 @@ def _context_parameter(run: Callable[..., Any]) -> str | None:
 def _check_signature(run: Callable[..., Any], context: str | None, name: str) -> None:
     required = [parameter for parameter in _required_parameters(run) if parameter != context]
     accepts = any(
-        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_POSITIONAL)
+        parameter.kind
+        in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_POSITIONAL)
         for parameter_name, parameter in inspect.signature(run).parameters.items()
         if parameter_name != context
     )

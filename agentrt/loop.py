@@ -52,9 +52,7 @@ async def converse(ctx: Context, agent: Agent, message: str | list[Part]) -> Any
         ctx.counters.step()
         asked = _with_messages(request, [*before, *turn])
         response = await _ask(ctx, asked, targets)
-        turn.append(
-            Message(role="assistant", content=response.text, tool_calls=list(response.tool_calls))
-        )
+        turn.append(Message(role="assistant", content=response.text, tool_calls=list(response.tool_calls)))
         if not response.tool_calls:
             answer = _answer(ctx, request, response)
             ctx.session.messages.extend(turn)
@@ -147,9 +145,7 @@ async def _run_tool(ctx: Context, agent: Agent, tools: dict[str, Tool], call: To
     started = ctx.elapsed
     if ctx.is_watched:
         ctx.emit(
-            events.ToolStarted(
-                run=ctx.id, at=started, call=number, tool=call.name, arguments=call.arguments
-            )
+            events.ToolStarted(run=ctx.id, at=started, call=number, tool=call.name, arguments=call.arguments)
         )
     try:
         tool = tools.get(call.name)
@@ -183,7 +179,9 @@ def _goes_to_model(error: Exception, agent: Agent, tool: Tool | None) -> bool:
         return False
     transient = () if tool is None else tool.transient
     # What the pipeline gave up on; anything else is a bug in the tool.
-    return isinstance(error, CallError | Refused | DeadlineExceeded | ConnectionError | TimeoutError | transient)
+    return isinstance(
+        error, CallError | Refused | DeadlineExceeded | ConnectionError | TimeoutError | transient
+    )
 
 
 def _tell(error: Exception) -> str:

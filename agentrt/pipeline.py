@@ -152,9 +152,7 @@ class Pipeline:
         ]
         return self._changed([item for item in kept if item is not None])
 
-    def place(
-        self, stage: Middleware, *, outside: str | None = None, inside: str | None = None
-    ) -> Pipeline:
+    def place(self, stage: Middleware, *, outside: str | None = None, inside: str | None = None) -> Pipeline:
         """With `stage` directly beside the named one (default: just inside telemetry). At one place, what was
         placed first is outermost."""
         if outside is not None and inside is not None:
@@ -279,8 +277,7 @@ class Pipeline:
         changed._layout = list(layout)
         changed._value = changed._streaming = None
         changed._retries = any(
-            stage_name(stage) == "retry" and getattr(stage, "max_attempts", 1) > 1
-            for stage in changed.stages
+            stage_name(stage) == "retry" and getattr(stage, "max_attempts", 1) > 1 for stage in changed.stages
         )
         changed._warn()
         return changed
@@ -293,9 +290,7 @@ class Pipeline:
     def _describe(self, stage: Middleware) -> StageDescription:
         name = stage_name(stage)
         values = stage_options(stage)
-        sources = {
-            option: self.sources.get(f"{name}.{option}", "default") for option in values
-        }
+        sources = {option: self.sources.get(f"{name}.{option}", "default") for option in values}
         return StageDescription(name, values, sources)
 
     def _warn(self) -> None:
@@ -399,11 +394,12 @@ def _retry_problem(by_name: dict[str, Any], *, seconds: float, idempotent: bool)
     backoff = retry.longest_first_backoff()
     if attempt + backoff < share:
         return []
-    return [
+    problem = (
         f"a first retry could never start: an attempt may take {attempt:g} s and the backoff after it "
         f"{backoff:g} s, but the first target's share of the deadline is {share:g} s; "
         "lower timeout.attempt or raise the deadline"
-    ]
+    )
+    return [problem]
 
 
 def _holding_deadline(stages: Sequence[Middleware]) -> Sequence[Middleware]:

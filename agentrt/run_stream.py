@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from agentrt.events import Event, Sink
 
@@ -41,7 +41,7 @@ class RunStream:
         if self._task is not None:
             self._task.cancel()
 
-    async def __aenter__(self) -> RunStream:
+    async def __aenter__(self) -> Self:
         self._wake = asyncio.Event()
         self._task = asyncio.ensure_future(self._run())
         self._task.add_done_callback(self._ended)
@@ -70,7 +70,8 @@ class RunStream:
         return self
 
     async def __anext__(self) -> Event:
-        assert self._task is not None and self._wake is not None, "use `async with` first"
+        assert self._task is not None, "use `async with` first"
+        assert self._wake is not None
         while not self._events:
             if self._task.done():
                 if not self._raised and not self._task.cancelled() and self._task.exception() is not None:

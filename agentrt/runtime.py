@@ -162,7 +162,9 @@ class Runtime:
         try:
             hosted = self._hosted.get(agent)
         except TypeError as error:
-            raise ConfigError(f"{agent!r} is not an agent: it needs `async def run(self, message)`") from error
+            raise ConfigError(
+                f"{agent!r} is not an agent: it needs `async def run(self, message)`"
+            ) from error
         if hosted is None:
             hosted = host(agent, factory=factory)
             if getattr(hosted.subject, "scope", "process") == "run":
@@ -208,7 +210,7 @@ class Runtime:
         declared = configured or getattr(agent, "model", None)
         if not declared:
             raise ConfigError(
-                f"{_agent_name(agent)} has no model: set `model = \"openai:gpt-5-mini\"` on the class, "
+                f'{_agent_name(agent)} has no model: set `model = "openai:gpt-5-mini"` on the class, '
                 "`model=` in the call, or --set agent.model=..."
             )
         targets = (declared,) if isinstance(declared, str) else tuple(declared)

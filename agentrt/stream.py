@@ -38,7 +38,17 @@ class PullLimit(Protocol):
 class Stream(Generic[T]):
     """An opened stream of items of type `T`: iterate it once, and close it (`async with` does)."""
 
-    __slots__ = ("__weakref__", "_head", "_label", "_limit", "_loop", "_observe", "_on_settle", "_settled", "_source")
+    __slots__ = (
+        "__weakref__",
+        "_head",
+        "_label",
+        "_limit",
+        "_loop",
+        "_observe",
+        "_on_settle",
+        "_settled",
+        "_source",
+    )
 
     def __init__(self, source: AsyncIterator[T], *, head: deque[T] | None = None) -> None:
         self._source: AsyncIterator[T] | None = source

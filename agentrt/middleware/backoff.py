@@ -78,5 +78,5 @@ class Backoff:
 
 
 def after_throttling(retry_after: float, random: Callable[[], float] = random.random) -> float:
-    """Never earlier than the server asked, and up to 10 % (at most 2 s) later, so that clients do not return in step."""
+    """Never earlier than the server asked, and up to 10 % (at most 2 s) later: clients do not return in step."""
     return retry_after + min(2.0, retry_after * 0.1) * random()

@@ -101,9 +101,7 @@ class CircuitBreaker:
         self.slow_rate = None if slow_rate is None else options.fraction("slow_rate", slow_rate)
         self.probes = options.count("probes", probes)
         self.max_half_open_wait = (
-            None
-            if max_half_open_wait is None
-            else options.seconds("max_half_open_wait", max_half_open_wait)
+            None if max_half_open_wait is None else options.seconds("max_half_open_wait", max_half_open_wait)
         )
         self.max_targets = options.count("max_targets", max_targets)
         self._policy = self._make_policy()

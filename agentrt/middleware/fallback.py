@@ -95,10 +95,8 @@ class _Turns:
         """Whether somebody could serve after target number `index` (0 is the call's own)."""
         if self._stage.default_runs:
             return True
-        for target, _ in self._stage.routes[index:]:
-            if all(available(target) for available in self._available):
-                return True
-        return False
+        routes = self._stage.routes[index:]
+        return any(all(available(target) for available in self._available) for target, _ in routes)
 
     async def others(self, call: Call[Any], error: Exception) -> Any:
         stage, record = self._stage, call.record

@@ -48,7 +48,7 @@ class Retry:
         max_delay: float = 30.0,
         jitter: str = "full",
         max_retry_after: float = 60.0,
-        budget: RetryBudget | None | Any = ...,
+        budget: RetryBudget | Any | None = ...,
         retry_on: ErrorTest | None = None,
         retry_result: Callable[[Any], bool] | None = None,
         random: Callable[[], float] = random.random,

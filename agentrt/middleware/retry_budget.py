@@ -41,7 +41,7 @@ class RetryBudget:
         ledger = self.ledgers.get(target)
         if ledger is None:
             if len(self.ledgers) >= MAX_TARGETS:
-                # A forgotten ledger starts again with `minimum` retries: harmless, and the oldest is the likeliest idle.
+                # A forgotten ledger starts again with `minimum` retries: harmless, and the oldest is likely idle.
                 del self.ledgers[next(iter(self.ledgers))]
             ledger = self.ledgers[target] = Ledger(self)
         return ledger
