@@ -132,6 +132,10 @@ class Run(Protocol):
         """Sees each entry of a record as it is made (the run turns them into events)."""
         ...
 
+    def collect(self, call: Call[Any]) -> None:
+        """Gets each call of this run when it has ended."""
+        ...
+
 
 class Record(Struct, eq=False):
     """What really happened to one call. Times are loop time in seconds; `time` reads that clock.

@@ -9,6 +9,7 @@ from typing import Any
 from agentrt.call import Call
 from agentrt.errors import ConfigError, ResultRejected
 from agentrt.models.protocol import ModelClient, ModelRequest, visible
+from agentrt.schema import OutputError
 from agentrt.stream import Stream
 
 __all__ = ["Clients"]
@@ -80,7 +81,7 @@ class Clients:
         if asked.parse is not None and not response.tool_calls:
             try:
                 asked.parse(response)
-            except ValueError as error:
+            except (ValueError, OutputError) as error:
                 raise ResultRejected(
                     f"{call.target}: the answer is not what was asked for: {error}", value=response
                 ) from error

@@ -48,7 +48,7 @@ T = TypeVar("T")
 logger = logging.getLogger("agentrt.run")
 
 MAX_CALLS = 10_000
-"""A run keeps the records of its last so many calls."""
+"""A run keeps the records of its first so many calls."""
 
 
 class Services(Protocol):
@@ -357,6 +357,11 @@ class Context:
             case _:
                 pass
 
+    def collect(self, call: Call[Any]) -> None:
+        """Keep a call that has ended, with its record."""
+        if len(self.calls) < MAX_CALLS:
+            self.calls.append(call)
+
     def warn(self, message: str) -> None:
         """Tell the user something: as an event, and in the log if nobody watches."""
         if self._sink is None:
@@ -367,8 +372,6 @@ class Context:
     # --- inside ----------------------------------------------------------------------------------------
 
     async def _send(self, pipeline: Pipeline, call: Call[Any]) -> Any:
-        if len(self.calls) < MAX_CALLS:
-            self.calls.append(call)
         if RUN.get() is self:
             return await pipeline.send(call)
         # Used outside its own run's code (kept by the user, or by a thread): the call still belongs to this run.

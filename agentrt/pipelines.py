@@ -15,6 +15,8 @@ from agentrt.call import Call, Middleware, Next
 from agentrt.compose import Classify
 from agentrt.errors import TRANSIENT, ConfigError, Label
 from agentrt.middleware.defaults import STAGES, default_deadline, default_options
+from agentrt.middleware.retry_budget import RetryBudget
+from agentrt.middleware.telemetry import Telemetry
 from agentrt.pipeline import ORDER, Pipeline
 
 if TYPE_CHECKING:
@@ -150,6 +152,9 @@ class Pipelines:
         stages: list[Middleware] = []
         for name, stage in STAGES.items():
             configured, where = self._settings.stage_options(kind, name)
+            if name == "telemetry":
+                stages.append(Telemetry(collect=_to_run_and(None if configured is False else self._collect)))
+                continue
             if configured is False or (name not in defaults and not configured):
                 continue
             options = dict(defaults.get(name, {}))
@@ -176,12 +181,10 @@ class Pipelines:
                 sources["fallback.targets"] = "the agent's models"
             made: Middleware = stage(*chain, **options)
             return made
-        if name == "telemetry":
-            return stage(collect=self._collect, **options)  # type: ignore[no-any-return]
         if name == "throttle":
             options = {"key": self._gate, **options}
         if name == "retry" and "budget" not in options:
-            options = {**options, "budget": self._shared_stage("retry_budget", _budget_class(), {})}
+            options = {**options, "budget": self._shared_stage("retry_budget", RetryBudget, {})}
         return self._shared_stage(name, stage, options)
 
     def _shared_stage(self, name: str, stage: type[Any], options: dict[str, Any]) -> Any:
@@ -248,10 +251,16 @@ def _classify_for(tool: Tool) -> Classify | None:
     return classify
 
 
-def _budget_class() -> type[Any]:
-    from agentrt.middleware.retry_budget import RetryBudget
+def _to_run_and(backends: Callable[[Call[Any]], object] | None) -> Callable[[Call[Any]], None]:
+    """The run keeps its calls whether or not a telemetry backend wants them."""
 
-    return RetryBudget
+    def collect(call: Call[Any]) -> None:
+        if call.run is not None:
+            call.run.collect(call)
+        if backends is not None:
+            backends(call)
+
+    return collect
 
 
 def _hashable(value: Any) -> str:

@@ -250,7 +250,8 @@ class Runtime:
             from agentrt.schema import output_decoder
 
             made = output_decoder(output)
-            parser = self._parsers[output] = (made.schema, made.name, lambda response: made(response.text))
+            parser = (made.schema, made.name, lambda response: made.decode(response.text))
+            self._parsers[output] = parser
         return parser
 
     # --- inside ----------------------------------------------------------------------------------------
@@ -403,6 +404,6 @@ def _as_text(output: Any) -> str:
         return output
     if output is None:
         return ""
-    from agentrt.schema import as_json_text
+    from agentrt.schema import encode_result
 
-    return as_json_text(output)
+    return encode_result(output, tool="the agent")

@@ -162,17 +162,18 @@ class CircuitBreaker:
         circuit = self._circuits.get(call.target)
         if circuit is None:
             circuit = self._circuit(call.target)
+        permit: Permit = circuit.window
+        if circuit.state is not CLOSED:
+            self._time = call.record.time
+            try:
+                permit = circuit.admit(self._time(), call)
+            except CircuitOpen as refusal:
+                call.note(Refusal(self.name, call.target, refusal))
+                raise
         if self.slow_call is not None:
             # Where the attempt begins, for its duration; the timeout stage inside sets the same mark.
             call.record.attempt_started = call.record.time()
-        if circuit.state is CLOSED:
-            return circuit.window
-        self._time = call.record.time
-        try:
-            return circuit.admit(self._time(), call)
-        except CircuitOpen as refusal:
-            call.note(Refusal(self.name, call.target, refusal))
-            raise
+        return permit
 
     def done(self, permit: Permit, call: Call[Any], /) -> None:
         if self._clocked:
