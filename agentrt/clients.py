@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentrt.call import Call
@@ -16,11 +16,21 @@ __all__ = ["Clients"]
 
 
 class Clients:
-    """Finds the client of a target `prefix:model`. `make(prefix)` makes one; `host` is what its `open` gets."""
+    """Finds the client of a target `prefix:model`.
 
-    def __init__(self, make: Callable[[str], ModelClient], host: Any) -> None:
+    `make(prefix)` makes one; `host` is what its `open` gets. Those in `given` are ready, and not ours to close.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str], ModelClient],
+        host: Any,
+        *,
+        given: Mapping[str, ModelClient] | None = None,
+    ) -> None:
         self._make = make
         self._host = host
+        self._given = dict(given or {})
         self._clients: dict[str, ModelClient] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
 
@@ -31,7 +41,7 @@ class Clients:
             raise ConfigError(
                 f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {target!r}'
             )
-        client = self._clients.get(prefix)
+        client = self._given.get(prefix) or self._clients.get(prefix)
         if client is None:
             client = self._clients[prefix] = self._make(prefix)
         return client, model
@@ -40,6 +50,8 @@ class Clients:
         """The same, opened. Several calls at once open it once; a cancelled one does not stop the others."""
         client, model = self.client(target)
         prefix = target.partition(":")[0]
+        if prefix in self._given:
+            return client, model
         task = self._opening.get(prefix)
         if task is None:
             open_ = getattr(client, "open", None)
@@ -57,7 +69,7 @@ class Clients:
     def gate(self, call: Call[Any]) -> str:
         """Host and credential of a call's target: what a throttled answer speaks for."""
         prefix, _, model = call.target.partition(":")
-        client = self._clients.get(prefix)
+        client = self._given.get(prefix) or self._clients.get(prefix)
         identity = getattr(client, "identity", None)
         return str(identity(model)) if identity is not None else prefix
 

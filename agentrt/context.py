@@ -55,7 +55,7 @@ class Services(Protocol):
     """What the runtime does for a run."""
 
     def pipeline(
-        self, agent: Any, kind: str, *, tool: Tool | None = None, targets: tuple[str, ...] = ()
+        self, agent: Any, kind: str, *, tool: Tool[..., Any] | None = None, targets: tuple[str, ...] = ()
     ) -> Pipeline: ...
 
     async def converse(self, ctx: Context, agent: Any, message: str | list[Part]) -> Any: ...
@@ -69,6 +69,10 @@ class Services(Protocol):
     def output_parser(self, output: Any) -> tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]: ...
 
     def default_targets(self, agent: Any) -> tuple[str, ...]: ...
+
+    def tool(self, agent: Any, tool: Any) -> Tool[..., Any]: ...
+
+    def tools_of(self, agent: Any) -> dict[str, Tool[..., Any]]: ...
 
 
 class Context:
@@ -183,9 +187,7 @@ class Context:
 
     async def tool(self, tool: Any, /, **arguments: Any) -> Any:
         """Call a tool through the pipeline and return its result."""
-        from agentrt.tools import as_tool
-
-        return await self.call_tool(as_tool(tool), arguments)
+        return await self.call_tool(self._services.tool(self._agent, tool), arguments)
 
     async def call(
         self,
@@ -224,6 +226,10 @@ class Context:
         """Run the loop model -> tools -> model for `agent`."""
         return await self._services.converse(self, agent, message)
 
+    def tools_of(self, agent: Any) -> dict[str, Tool[..., Any]]:
+        """The tools of an agent by name."""
+        return self._services.tools_of(agent)
+
     def request(
         self,
         messages: str | Sequence[Message | dict[str, Any]],
@@ -241,7 +247,7 @@ class Context:
         request = ModelRequest(
             model="",
             messages=_messages(messages),
-            tools=_specs(tools),
+            tools=self._specs(tools),
             output_schema=schema,
             output_name=name,
             settings=Settings() if settings is None else settings,
@@ -281,7 +287,7 @@ class Context:
         if finished:
             self.model_finished(call, number, finished[0])
 
-    async def call_tool(self, tool: Tool, arguments: dict[str, Any]) -> Any:
+    async def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Any:
         """Call a tool through its pipeline. Direct calls of async tools inside a run come here too."""
         self.counters.tool_call()
         pipeline = self._services.pipeline(self._agent, "tool", tool=tool)
@@ -381,6 +387,12 @@ class Context:
         finally:
             RUN.reset(token)
 
+    def _specs(self, tools: Sequence[Any]) -> list[ToolSpec]:
+        return [
+            tool if isinstance(tool, ToolSpec) else self._services.tool(self._agent, tool).spec()
+            for tool in tools
+        ]
+
     def _key(self, name: str) -> str:
         self._sequence += 1
         return f"{self.id}-{self._sequence}-{name}"
@@ -473,11 +485,3 @@ def _messages(messages: str | Sequence[Message | dict[str, Any]]) -> list[Messag
     return [
         message if isinstance(message, Message) else msgspec.convert(message, Message) for message in messages
     ]
-
-
-def _specs(tools: Sequence[Any]) -> list[ToolSpec]:
-    if not tools:
-        return []
-    from agentrt.tools import as_tool
-
-    return [tool if isinstance(tool, ToolSpec) else as_tool(tool).spec() for tool in tools]

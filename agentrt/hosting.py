@@ -22,7 +22,11 @@ CONTEXT_NAMES = ("ctx", "context")
 
 
 class Hosted:
-    """An agent that is ready to run: `subject` is the user's object, `name` what it is called."""
+    """An agent that is ready to run.
+
+    `subject`: the user's object. `name`: what it is called. `per_run`: it serves one run only. `is_managed`: it has
+    `__aenter__` and `__aexit__`.
+    """
 
     def __init__(self, subject: Any, run: Callable[..., Any], name: str) -> None:
         self.subject = subject
@@ -31,6 +35,8 @@ class Hosted:
         self._context = _context_parameter(run)
         _check_signature(run, self._context, name)
         self.streams = inspect.isasyncgenfunction(_function(run))
+        self.per_run = getattr(subject, "scope", "process") == "run"
+        self.is_managed = hasattr(subject, "__aenter__") and not inspect.isclass(subject)
 
     async def run(self, message: Any, ctx: Context) -> Any:
         """The agent's output. What an async generator yields is its output: joined if it is text, else a list."""

@@ -10,7 +10,6 @@ from agentrt import events
 from agentrt.context import Context, describe
 from agentrt.errors import (
     CallError,
-    ConfigError,
     DeadlineExceeded,
     PermanentError,
     Refused,
@@ -27,7 +26,7 @@ from agentrt.models.protocol import (
     TextDelta,
     ToolCall,
 )
-from agentrt.tools import Tool, ToolArgumentError, as_tool, encode_result
+from agentrt.tools import Tool
 
 if TYPE_CHECKING:
     from agentrt.agent import Agent
@@ -40,9 +39,7 @@ async def converse(ctx: Context, agent: Agent, message: str | list[Part]) -> Any
 
     The finished turn is added to the session's history; a turn that failed leaves the history as it was.
     """
-    tools = {tool.name: tool for tool in map(as_tool, agent.tools)}
-    if len(tools) != len(agent.tools):
-        raise ConfigError(f"two tools of {type(agent).__name__} have the same name")
+    tools = ctx.tools_of(agent)
     turn = [Message(role="user", content=message)]
     before = [*_system(agent, ctx), *ctx.session.messages]
     request, targets = ctx.request(
@@ -112,7 +109,7 @@ def _with_messages(request: ModelRequest, messages: list[Message]) -> ModelReque
 
 
 async def _run_tools(
-    ctx: Context, agent: Agent, tools: dict[str, Tool], calls: Sequence[ToolCall]
+    ctx: Context, agent: Agent, tools: dict[str, Tool[..., Any]], calls: Sequence[ToolCall]
 ) -> list[Message]:
     """The answers to `calls`, in their order; several run in parallel.
 
@@ -140,7 +137,7 @@ async def _run_tools(
     return [task.result() for task in tasks]
 
 
-async def _run_tool(ctx: Context, agent: Agent, tools: dict[str, Tool], call: ToolCall) -> Message:
+async def _run_tool(ctx: Context, agent: Agent, tools: dict[str, Tool[..., Any]], call: ToolCall) -> Message:
     number = ctx.counters.tool_calls + 1
     started = ctx.elapsed
     if ctx.is_watched:
@@ -154,7 +151,7 @@ async def _run_tool(ctx: Context, agent: Agent, tools: dict[str, Tool], call: To
             raise ToolError(f"there is no tool named {call.name!r}; the tools are: {known}")
         arguments = tool.decode(call.arguments)
         result = await ctx.call_tool(tool, arguments)
-        text = encode_result(result, tool=tool.name)
+        text = tool.encode(result)
     except Exception as error:
         if not _goes_to_model(error, agent, tools.get(call.name)):
             _finished(ctx, call, number, started, "bug", describe(error))
@@ -168,20 +165,19 @@ async def _run_tool(ctx: Context, agent: Agent, tools: dict[str, Tool], call: To
     return Message(role="tool", content=text, tool_call_id=call.id)
 
 
-def _goes_to_model(error: Exception, agent: Agent, tool: Tool | None) -> bool:
+def _goes_to_model(error: Exception, agent: Agent, tool: Tool[..., Any] | None) -> bool:
     """Whether a tool's failure is told to the model; else it ends the run."""
     if isinstance(error, RunLimitExceeded) or (isinstance(error, DeadlineExceeded) and error.scope == "run"):
         return False
-    if isinstance(error, ToolError | ToolArgumentError):
+    if isinstance(error, ToolError):
         return True
-    how = agent.on_tool_failure if tool is None or tool.on_failure is None else tool.on_failure
+    own = None if tool is None else tool.options.on_failure
+    how = agent.on_tool_failure if own is None else own
     if how == "raise":
         return False
-    transient = () if tool is None else tool.transient
+    transient = () if tool is None else tool.options.transient
     # What the pipeline gave up on; anything else is a bug in the tool.
-    return isinstance(
-        error, CallError | Refused | DeadlineExceeded | ConnectionError | TimeoutError | transient
-    )
+    return isinstance(error, (CallError, Refused, DeadlineExceeded, ConnectionError, TimeoutError, *transient))
 
 
 def _tell(error: Exception) -> str:

@@ -7,36 +7,25 @@ stage, and each stage keeps its state per target.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
 from agentrt.call import Call, Middleware, Next
 from agentrt.compose import Classify
-from agentrt.errors import TRANSIENT, ConfigError, Label
+from agentrt.errors import ConfigError
 from agentrt.middleware.defaults import STAGES, default_deadline, default_options
 from agentrt.middleware.retry_budget import RetryBudget
 from agentrt.middleware.telemetry import Telemetry
 from agentrt.pipeline import ORDER, Pipeline
 
 if TYPE_CHECKING:
+    from agentrt.config import Config, StageOptions
     from agentrt.tools import Tool
 
-__all__ = ["Pipelines", "StageSettings"]
+__all__ = ["Pipelines", "Placement"]
 
 Scope = Literal["global", "kind", "agent", "tool"]
-
-
-class StageSettings(Protocol):
-    """What configuration says about stages."""
-
-    def stage_options(self, kind: str, stage: str) -> tuple[dict[str, Any] | Literal[False], dict[str, str]]:
-        """The options of one stage and where each was set; False turns it off."""
-        ...
-
-    def deadline(self, kind: str) -> tuple[float | None, str] | None:
-        """The deadline of a kind and where it was set, or None if configuration does not say."""
-        ...
 
 
 class Placement(Struct, frozen=True, eq=False):
@@ -73,19 +62,20 @@ class Pipelines:
 
     def __init__(
         self,
-        settings: StageSettings,
+        config: Config,
         *,
         model_terminal: Next[Any],
         gate: Callable[[Call[Any]], str],
         collect: Callable[[Call[Any]], object] | None,
     ) -> None:
-        self._settings = settings
+        self._config = config
         self._model_terminal = model_terminal
         self._gate = gate
         self._collect = collect
         self._placements: list[Placement] = []
         self._built: dict[tuple[Any, ...], Pipeline] = {}
         self._shared: dict[tuple[Any, ...], Middleware] = {}
+        self._budget = RetryBudget()
 
     def use(self, placement: Placement) -> None:
         """Register a stage; an error once a pipeline has been built."""
@@ -105,10 +95,10 @@ class Pipelines:
         self._placements.append(placement)
 
     def get(
-        self, agent: Any, agent_name: str, kind: str, *, tool: Tool | None, targets: Sequence[str]
+        self, agent: Any, agent_name: str, kind: str, *, tool: Tool[..., Any] | None, targets: Sequence[str]
     ) -> Pipeline:
         """The pipeline for one kind of call of one agent."""
-        key = (agent_name, kind, None if tool is None else (tool.name, id(tool)), tuple(targets))
+        key = (agent_name, kind, None if tool is None else tool, tuple(targets))
         pipeline = self._built.get(key)
         if pipeline is None:
             pipeline = self.build(agent, agent_name, kind, tool=tool, targets=targets)
@@ -116,7 +106,7 @@ class Pipelines:
         return pipeline
 
     def build(
-        self, agent: Any, agent_name: str, kind: str, *, tool: Tool | None, targets: Sequence[str]
+        self, agent: Any, agent_name: str, kind: str, *, tool: Tool[..., Any] | None, targets: Sequence[str]
     ) -> Pipeline:
         """Compose it, without keeping it."""
         sources: dict[str, str] = {}
@@ -127,13 +117,13 @@ class Pipelines:
         if kind == "model":
             terminal = self._model_terminal
         elif tool is not None:
-            target, terminal, classify = f"tool:{tool.name}", _run_tool, _classify_for(tool)
+            target, terminal, classify = f"tool:{tool.name}", _run_tool, tool.classify
         pipeline = Pipeline(
             inner_first=stages,
             target=target,
             kind=kind,
             operation={"model": "chat"}.get(kind, tool.name if tool is not None else kind),
-            idempotent=kind in ("model", "secret") or (tool is not None and tool.idempotent),
+            idempotent=kind in ("model", "secret") or (tool is not None and tool.options.idempotent),
             deadline=self._deadline(kind, tool, sources),
             terminal=terminal,
             classify=classify,
@@ -146,73 +136,51 @@ class Pipelines:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _stages(
-        self, kind: str, *, tool: Tool | None, targets: Sequence[str], sources: dict[str, str]
+        self, kind: str, *, tool: Tool[..., Any] | None, targets: Sequence[str], sources: dict[str, str]
     ) -> list[Middleware]:
-        defaults = default_options(kind)
+        on_by_default = default_options(kind)
         stages: list[Middleware] = []
         for name, stage in STAGES.items():
-            configured, where = self._settings.stage_options(kind, name)
+            configured = self._config.options_for(stage, kind)
             if name == "telemetry":
-                stages.append(Telemetry(collect=_to_run_and(None if configured is False else self._collect)))
-                continue
-            if configured is False or (name not in defaults and not configured):
-                continue
-            options = dict(defaults.get(name, {}))
-            sources.update({f"{name}.{option}": "default" for option in options})
-            for option, value in _from_tool(name, tool).items():
-                options[option] = value
-                sources[f"{name}.{option}"] = "@tool"
-            options.update(configured)
-            sources.update({f"{name}.{option}": place for option, place in where.items()})
-            stages.append(self._make(name, stage, options, targets, sources))
+                backends = None if configured.enabled is False else self._collect
+                stages.append(Telemetry(collect=_to_run_and(backends)))
+            elif configured.enabled or (configured.enabled is None and name in on_by_default):
+                from_code = _from_code(name, tool, targets)
+                defaults = {**on_by_default.get(name, {}), **{o: value for o, (value, _) in from_code.items()}}
+                sources.update({f"{name}.{option}": where for option, (_, where) in from_code.items()})
+                sources.update({f"{name}.{option}": where for option, where in configured.sources.items()})
+                stages.append(self._shared_stage(name, configured, defaults))
         return stages
 
-    def _make(
-        self,
-        name: str,
-        stage: type[Any],
-        options: dict[str, Any],
-        targets: Sequence[str],
-        sources: dict[str, str],
-    ) -> Middleware:
-        if name == "fallback":
-            chain = options.pop("targets", None) or targets[1:]
-            if targets[1:] and "fallback.targets" not in sources:
-                sources["fallback.targets"] = "the agent's models"
-            made: Middleware = stage(*chain, **options)
-            return made
+    def _shared_stage(self, name: str, configured: StageOptions[Any], defaults: dict[str, Any]) -> Middleware:
+        """A stage with these options; the same one for all pipelines that want the same."""
         if name == "throttle":
-            options = {"key": self._gate, **options}
-        if name == "retry" and "budget" not in options:
-            options = {**options, "budget": self._shared_stage("retry_budget", RetryBudget, {})}
-        return self._shared_stage(name, stage, options)
-
-    def _shared_stage(self, name: str, stage: type[Any], options: dict[str, Any]) -> Any:
-        key = (name, *sorted((option, _hashable(value)) for option, value in options.items()))
+            defaults = {"key": self._gate, **defaults}
+        if name == "retry":
+            defaults = {"budget": self._budget, **defaults}
+        options = {**defaults, **configured.options}
+        key = (name, *sorted((option, _key(value)) for option, value in options.items()))
         shared = self._shared.get(key)
         if shared is None:
-            shared = self._shared[key] = stage(**options)
+            shared = self._shared[key] = configured.make(defaults)
         return shared
 
-    def _deadline(self, kind: str, tool: Tool | None, sources: dict[str, str]) -> float | None:
-        configured = self._settings.deadline(kind)
-        if configured is not None:
-            sources["deadline"] = configured[1]
-            return configured[0]
-        if tool is not None and tool.deadline is not None:
-            sources["deadline"] = "@tool"
-            return tool.deadline
-        deadline = default_deadline(kind)
-        if tool is not None and tool.timeout is not None and deadline is not None:
+    def _deadline(self, kind: str, tool: Tool[..., Any] | None, sources: dict[str, str]) -> float | None:
+        deadline, source = default_deadline(kind), "default"
+        if tool is not None and tool.options.deadline is not None:
+            deadline, source = tool.options.deadline, "@tool"
+        elif tool is not None and tool.options.timeout is not None and deadline is not None:
             # An author who allows an attempt more than the usual whole means it.
-            deadline = max(deadline, 2.0 * tool.timeout)
-        sources["deadline"] = "default"
-        return deadline
+            deadline = max(deadline, 2.0 * tool.options.timeout)
+        origin = self._config.origin(f"pipeline.{kind}.deadline")
+        sources["deadline"] = source if origin == "default" else origin
+        return self._config.deadline_for(kind, deadline)
 
-    def _placed(self, agent: Any, agent_name: str, kind: str, tool: Tool | None) -> list[Placement]:
+    def _placed(self, agent: Any, agent_name: str, kind: str, tool: Tool[..., Any] | None) -> list[Placement]:
         own = [_as_placement(entry, agent=agent_name) for entry in getattr(agent, "middleware", ())]
         if tool is not None:
-            own += [_as_placement(entry, kind="tool", tool=tool.name) for entry in tool.middleware]
+            own += [_as_placement(entry, kind="tool", tool=tool.name) for entry in tool.options.middleware]
         every = [*self._placements, *own]
         wanted = [p for p in every if p.concerns(kind, agent_name, None if tool is None else tool.name)]
         return sorted(wanted, key=lambda placement: _RANK[placement.scope])
@@ -225,30 +193,20 @@ def _as_placement(entry: Any, **narrowed: str) -> Placement:
     return Placement(entry, **narrowed)
 
 
-def _from_tool(stage: str, tool: Tool | None) -> dict[str, Any]:
-    if tool is None:
-        return {}
-    if stage == "timeout" and tool.timeout is not None:
-        return {"attempt": tool.timeout}
-    if stage == "retry" and tool.max_attempts is not None:
-        return {"max_attempts": tool.max_attempts}
+def _from_code(stage: str, tool: Tool[..., Any] | None, targets: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """Options that the agent's or tool's code sets, each with who says so."""
+    if stage == "fallback" and len(targets) > 1:
+        return {"targets": (list(targets[1:]), "the agent's models")}
+    if tool is not None and stage == "timeout" and tool.options.timeout is not None:
+        return {"attempt": (tool.options.timeout, "@tool")}
+    if tool is not None and stage == "retry" and tool.options.max_attempts is not None:
+        return {"max_attempts": (tool.options.max_attempts, "@tool")}
     return {}
 
 
 def _run_tool(call: Call[Any]) -> Any:
     tool, arguments, ctx = call.request
     return tool.execute(arguments, ctx)
-
-
-def _classify_for(tool: Tool) -> Classify | None:
-    transient = tool.transient
-    if not transient:
-        return None
-
-    def classify(error: BaseException) -> Label | None:
-        return TRANSIENT if isinstance(error, transient) else None
-
-    return classify
 
 
 def _to_run_and(backends: Callable[[Call[Any]], object] | None) -> Callable[[Call[Any]], None]:
@@ -263,8 +221,9 @@ def _to_run_and(backends: Callable[[Call[Any]], object] | None) -> Callable[[Cal
     return collect
 
 
-def _hashable(value: Any) -> str:
-    return repr(value) if not callable(value) else f"{id(value)}"
+def _key(value: Any) -> str:
+    """What tells options apart: functions and objects by identity, plain values by what they are."""
+    return repr(value) if isinstance(value, int | float | str | list | tuple | None) else f"{id(value)}"
 
 
 def _name(stage: Any) -> str:

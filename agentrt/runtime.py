@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets as random_ids
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -58,29 +59,38 @@ class RunResult(Struct, frozen=True, eq=False):
 class Runtime:
     """Runs agents.
 
-    `config`: a `Config` (default: defaults only; `from_config` reads files and the environment).
-    `own_process`: this process is ours (the commands say so): the runtime may then take process-wide things.
+    `config`: a `Config` (default: defaults only; `from_config` reads files and the environment). `models`: model
+    clients of your own by prefix; they win over plugins, and you close them. `own_process`: this process is ours
+    (the commands say so): the runtime may then take process-wide things.
     """
 
-    def __init__(self, config: Config | None = None, *, own_process: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        models: Mapping[str, ModelClient] | None = None,
+        own_process: bool = False,
+    ) -> None:
         self.config = Config() if config is None else config
         self.own_process = own_process
-        self._clients = Clients(self._make_client, _Host(self))
+        self._clients = Clients(self._make_client, _Host(self), given=models)
         self._exits = AsyncExitStack()
         self._hosted: dict[Any, Hosted] = {}
         self._secrets: Any = None
         self._memory: Any = None
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
+        self._tools: dict[tuple[Any, Any], Tool[..., Any]] = {}
+        self._tools_of: dict[Any, dict[str, Tool[..., Any]]] = {}
         self._running: set[Context] = set()
-        self._telemetry = self.config.make_telemetry()
+        self._telemetry = None
         self._pipelines = Pipelines(
             self.config,
             model_terminal=self._clients.terminal,
             gate=self._clients.gate,
-            collect=self._telemetry.collect,
+            collect=self._telemetry,
         )
-        for stage in self.config.stages_in_use():
-            self.use(stage)
+        for name in self.config.use:
+            self.use(_import_stage(name))
 
     @classmethod
     def from_config(
@@ -88,8 +98,7 @@ class Runtime:
     ) -> Runtime:
         """A runtime configured by `path` (default: agentrt.toml or [tool.agentrt] of pyproject.toml in the current
         directory, if there is one), `AGENTRT_*` variables and `overrides` ("section.key=value")."""
-        config = Config.load(None if path is None else Path(path), overrides=list(overrides))
-        return cls(config, own_process=own_process)
+        return cls(Config.load(path, overrides=overrides), own_process=own_process)
 
     def use(
         self,
@@ -167,11 +176,10 @@ class Runtime:
             ) from error
         if hosted is None:
             hosted = host(agent, factory=factory)
-            if getattr(hosted.subject, "scope", "process") == "run":
-                return hosted
-            if hasattr(hosted.subject, "__aenter__"):
-                await self._exits.enter_async_context(hosted.subject)
-            self._hosted[agent] = hosted
+            if not hosted.per_run:
+                if hosted.is_managed:
+                    await self._exits.enter_async_context(hosted.subject)
+                self._hosted[agent] = hosted
         return hosted
 
     async def __aenter__(self) -> Self:
@@ -199,15 +207,14 @@ class Runtime:
     # --- Services: what a context asks for -------------------------------------------------------------
 
     def pipeline(
-        self, agent: Any, kind: str, *, tool: Tool | None = None, targets: tuple[str, ...] = ()
+        self, agent: Any, kind: str, *, tool: Tool[..., Any] | None = None, targets: tuple[str, ...] = ()
     ) -> Pipeline:
         """The composed pipeline of one kind of call of `agent`."""
         return self._pipelines.get(agent, _agent_name(agent), kind, tool=tool, targets=targets)
 
     def default_targets(self, agent: Any) -> tuple[str, ...]:
         """The models of an agent: configuration wins over what the class says."""
-        configured = self.config.agent_models()
-        declared = configured or getattr(agent, "model", None)
+        declared = self.config.agent.models or getattr(agent, "model", None)
         if not declared:
             raise ConfigError(
                 f'{_agent_name(agent)} has no model: set `model = "openai:gpt-5-mini"` on the class, '
@@ -217,6 +224,28 @@ class Runtime:
         for target in targets:
             self._clients.client(target)
         return targets
+
+    def tool(self, agent: Any, tool: Any) -> Tool[..., Any]:
+        """A function or tool as the tool it is; the schema of a plain function is made once."""
+        from agentrt.tools import Tool, as_tool
+
+        if isinstance(tool, Tool) and not tool.is_unbound:
+            return tool
+        made = self._tools.get((agent, tool))
+        if made is None:
+            made = self._tools[agent, tool] = as_tool(tool, instance=agent)
+        return made
+
+    def tools_of(self, agent: Any) -> dict[str, Tool[..., Any]]:
+        tools = self._tools_of.get(agent)
+        if tools is None:
+            made = [self.tool(agent, tool) for tool in agent.tools]
+            tools = {tool.name: tool for tool in made}
+            if len(tools) < len(made):
+                names = sorted({tool.name for tool in made if [t.name for t in made].count(tool.name) > 1})
+                raise ConfigError(f"{_agent_name(agent)} has several tools named {', '.join(names)}")
+            self._tools_of[agent] = tools
+        return tools
 
     async def converse(self, ctx: Context, agent: Agent, message: str | list[Part]) -> Any:
         from agentrt.loop import converse
@@ -231,7 +260,10 @@ class Runtime:
     async def memory(self) -> Any:
         """The memory store, opened at first use."""
         if self._memory is None:
-            self._memory = self.config.make_memory(default_path=DEFAULT_MEMORY)
+            from agentrt.memory.sqlite import SqliteMemory
+
+            defaults = {"path": str(DEFAULT_MEMORY)}
+            self._memory = self.config.make(SqliteMemory, "memory", defaults=defaults)
             self._exits.push_async_callback(self._memory.aclose)
         return self._memory
 
@@ -257,7 +289,7 @@ class Runtime:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _make_client(self, prefix: str) -> ModelClient:
-        client: ModelClient = self.config.make_model_client(prefix)
+        client: ModelClient = self.config.model(prefix).make()
         return client
 
     async def _invoke_secret(self, target: str, function: Callable[[], Any]) -> Any:
@@ -279,7 +311,7 @@ class Runtime:
         if parent is not None:
             counters, deadline, sink, streaming = parent.counters, parent.deadline, parent._sink, False
         else:
-            used = limits or getattr(hosted.subject, "limits", None) or self.config.limits()
+            used = limits or getattr(hosted.subject, "limits", None) or self._limits()
             counters = Counters(used)
             deadline = UNBOUNDED if used.seconds is None else now + used.seconds
         return Context(
@@ -295,6 +327,10 @@ class Runtime:
             sink=sink,
             parent=parent,
         )
+
+    def _limits(self) -> Limits:
+        """The configured limits; [run] timeout is the deadline if [run.limits] has no seconds."""
+        return self.config.make(Limits, "run", "limits", defaults={"seconds": self.config.run.timeout_or(None)})
 
     async def _execute(self, ctx: Context, hosted: Hosted, message: str | list[Part]) -> RunResult:
         if not message or (isinstance(message, str) and not message.strip()):
@@ -312,7 +348,11 @@ class Runtime:
         started = ctx.elapsed
         armed = _arm(ctx)
         try:
-            output = await hosted.run(message, ctx)
+            if hosted.per_run and hosted.is_managed:
+                async with hosted.subject:
+                    output = await hosted.run(message, ctx)
+            else:
+                output = await hosted.run(message, ctx)
         except BaseException as error:
             raised = _failed(ctx, armed, error)
             _report_failure(ctx, raised, ctx.elapsed - started)
@@ -351,6 +391,18 @@ class _Host:
 
     async def secret(self, reference: str) -> str:
         return await self._runtime.secret(reference)
+
+
+def _import_stage(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.startswith(error.name):
+            raise ConfigError(f"pipeline.use: there is no module {module!r}") from error
+        raise
+    except AttributeError as error:
+        raise ConfigError(f"pipeline.use: the module {module!r} has no {attribute!r}") from error
 
 
 def _arm(ctx: Context) -> Armed | None:
