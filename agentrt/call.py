@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agentrt.errors import TRANSIENT, AttemptTimeout, DeadlineExceeded, Label, classify
+from agentrt.errors import TRANSIENT, AttemptTimeout, CircuitOpen, DeadlineExceeded, Label, classify
 from agentrt.timers import Armed
 
 __all__ = [
@@ -143,7 +143,8 @@ class Record(Struct, eq=False):
     `target` and `share` belong to the present turn: where attempts go, and when (loop time) another target must
     have its turn. `started`, `ended`: of the whole call (`ended` is None while it runs); `first_item`: when the first
     item of a stream came. `error`: how it ended, None for a success. `usage`: tokens, as the terminal noted them.
-    `abandoned`: a worker thread that could not be cancelled; while it runs the call is not repeated.
+    `abandoned`: a worker thread that could not be cancelled; while it runs the call is not repeated. `cancelling`:
+    how often the task was being cancelled when the attempt began that failed last, so before this call.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -159,6 +160,7 @@ class Record(Struct, eq=False):
     first_item: float | None = None
     usage: Any = None
     abandoned: asyncio.Future[Any] | None = None
+    cancelling: int = 0
     nested: list[tuple[BaseException, Label]] | None = None
 
     @property
@@ -192,6 +194,13 @@ class Record(Struct, eq=False):
     def is_abandoned(self) -> bool:
         """True while a worker thread of this call goes on without us."""
         return self.abandoned is not None and not self.abandoned.done()
+
+    def let_cancellation_through(self, error: Exception) -> None:
+        """Raise CancelledError if the caller has cancelled: then `error` is only what some cleanup came to, and
+        nothing may be tried again."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() > self.cancelling:
+            raise asyncio.CancelledError from error
 
     @property
     def waits(self) -> list[Wait]:
@@ -287,18 +296,20 @@ class Call(Struct, Generic[R], frozen=True, eq=False):
 def label_at_terminal(call: Call[Any], error: BaseException, known: Label | None) -> Label:
     """The one place where a failure gets its label.
 
-    `known`: what the terminal's own classifier says (a tool's `transient=`), or None. A failure that comes out
+    `known`: what the terminal's own classifier says (a tool's `transient=`), or None; it cannot make an open circuit
+    worth a retry. A failure that comes out
     of a nested call is not this target's fault, so this target's breaker does not count it; a nested call that
     ran out of time while this one has some left may succeed when repeated.
     """
-    if known is not None:
-        return known
+    out_of_time = isinstance(error, AttemptTimeout) or (
+        isinstance(error, DeadlineExceeded) and error.scope == "call"
+    )
     for nested, label in call.record.nested or ():
         if nested is error:
-            if isinstance(error, AttemptTimeout):
-                return TRANSIENT.nested()
-            return label.nested()
-    if isinstance(error, DeadlineExceeded) and error.scope == "call":
+            return (known or (TRANSIENT if out_of_time else label)).nested()
+    if known is not None and not isinstance(error, CircuitOpen):
+        return known
+    if out_of_time:
         return TRANSIENT.nested()
     return classify(error)
 

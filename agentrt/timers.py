@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -26,6 +26,9 @@ from agentrt.clock import reader
 __all__ = ["Armed", "FixedLimit", "Timers"]
 
 Task = asyncio.Task[Any]
+
+LOOK_AGAIN: Final = 0.05
+"""Seconds after which a limit that met a running cleanup looks whether that is over."""
 
 
 class Armed(Struct, eq=False):
@@ -89,8 +92,10 @@ class Timers:
         armed.handle = None
         task = armed.task
         if task.cancelling() > armed.cancelling:
-            # Somebody cancelled this task since: its cleanup is running and is not cut.
+            # Somebody cancelled this task since: its cleanup is running and is not cut. If that was not us (the
+            # callee's own asyncio.timeout), nobody tells when it is over.
             self._due.setdefault(task, []).append(armed)
+            armed.handle = self.loop.call_later(LOOK_AGAIN, self._look_again, armed)
         else:
             armed.delivered = True
             task.cancel()
@@ -108,6 +113,8 @@ class Timers:
     def settle(self, armed: Armed) -> bool:
         """Take back a limit that has fired; True if nobody else cancelled the task since it was armed."""
         task = armed.task
+        if armed.handle is not None:
+            armed.handle.cancel()
         if armed.delivered:
             ours = task.uncancel() <= armed.cancelling
         else:
@@ -125,11 +132,18 @@ class Timers:
                 del self._due[task]
         return ours
 
+    def _look_again(self, armed: Armed) -> None:
+        armed.handle = self.loop.call_later(LOOK_AGAIN, self._look_again, armed)
+        self._deliver(armed)
+
     def _deliver(self, armed: Armed) -> None:
         task = armed.task
         due = self._due.get(task)
         if due is None or armed not in due or task.cancelling() > armed.cancelling:
             return
+        if armed.handle is not None:
+            armed.handle.cancel()
+            armed.handle = None
         due.remove(armed)
         if not due:
             del self._due[task]

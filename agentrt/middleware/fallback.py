@@ -100,6 +100,7 @@ class _Turns:
 
     async def others(self, call: Call[Any], error: Exception) -> Any:
         stage, record = self._stage, call.record
+        record.let_cancellation_through(error)
         failures = [(call.target, error)]
         turn = call
         for index, (target, function) in enumerate(stage.routes, start=1):
@@ -114,6 +115,7 @@ class _Turns:
             try:
                 return await self._next(turn)
             except Exception as next_error:
+                record.let_cancellation_through(next_error)
                 error = next_error
                 failures.append((target, error))
         if self._may_serve_default(call, error, record.label(error)):

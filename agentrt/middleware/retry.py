@@ -110,6 +110,7 @@ class _Again:
             self._retry.budget.of(call.target).first(call.record.time())
         previous: float | None = None
         while True:
+            call.record.let_cancellation_through(error)
             delay = self._delay(call, error, previous)
             if delay is None:
                 raise error

@@ -95,6 +95,7 @@ class Timeout:
 
     def failed(self, armed: Armed, call: Call[Any], error: BaseException, /) -> BaseException:
         ours = _end(self._timers, armed)
+        call.record.cancelling = armed.cancelling
         if armed.fired and ours and _is_ending(error, armed):
             return self._timed_out(armed, call, error)
         return _caller_first(error, ours=ours)
