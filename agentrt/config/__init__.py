@@ -1,0 +1,380 @@
+"""The configuration: defaults < code < file < environment < command line, every value with where it came from.
+
+The file is `agentrt.toml`, or `[tool.agentrt]` in pyproject.toml; the environment `AGENTRT_SECTION__KEY`; the command
+line `--set section.key=value`. A mistake is one `ConfigError` that names place, path, value and what is allowed.
+
+Tables of plugins and of pipeline stages are kept as they are written: the classes that they are for decode them, when
+they are made. So nothing here imports a plugin or a stage.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from msgspec import UNSET, Struct, UnsetType
+
+from agentrt import options, plugins
+from agentrt.config.sections import (
+    KINDS,
+    STAGES,
+    AgentSection,
+    LogSection,
+    MemorySection,
+    RunSection,
+)
+from agentrt.config.sources import (
+    Origin,
+    Tree,
+    find_document,
+    merge_environment,
+    merge_overrides,
+    read_document,
+)
+from agentrt.decode import Path, Text, Where, build, choices, decode, dotted, parse_text, shown
+from agentrt.errors import ConfigError
+
+__all__ = ["Config", "PluginTable", "Setting", "StageOptions"]
+
+S = TypeVar("S")
+
+SECTIONS = ("run", "agent", "models", "pipeline", "secrets", "telemetry", "memory", "log")
+
+_OWN: Mapping[str, type[Struct]] = {
+    "run": RunSection,
+    "agent": AgentSection,
+    "memory": MemorySection,
+    "log": LogSection,
+}
+
+
+class Setting(Struct, frozen=True):
+    """One value that is set: its dotted name, the value as text (never a secret), and where it was set."""
+
+    name: str
+    value: str
+    origin: str
+
+
+class PluginTable(Struct, frozen=True, eq=False):
+    """A plugin and the table of its options, not yet decoded. `name`: what the table is called."""
+
+    group: str
+    name: str
+    plugin: str
+    options: Mapping[str, Any]
+    where: Where
+
+    def make(self) -> Any:
+        """The plugin; raises `ConfigError` for its options and `PluginError` for itself."""
+        return plugins.make(self.group, self.plugin, self.options, where=self.where)
+
+
+class StageOptions(Struct, Generic[S], frozen=True, eq=False):
+    """What the configuration says about one stage of one kind of call.
+
+    `enabled`: True or False if it says so, None if it says nothing. `options`: decoded, by name; `tables`: the
+    table that each stands in; `where`: the narrowest table that says anything.
+    """
+
+    stage_class: type[S]
+    enabled: bool | None
+    options: Mapping[str, Any]
+    tables: Mapping[str, Where]
+    where: Where
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each option was set, by name. Made when asked for: lines are looked up in the file."""
+        return {option: str(table.below(option)) for option, table in self.tables.items()}
+
+    def make(self, defaults: Mapping[str, Any] | None = None) -> S:
+        """The stage, with `defaults` for what the configuration leaves open.
+
+        Raises `ConfigError` for a value that the stage's constructor refuses.
+        """
+        values = {**(defaults or {}), **self.options}
+        return build(self.stage_class, {}, where=self.where, defaults=values, tables=self.tables)
+
+
+class Config:
+    """The whole configuration.
+
+    `tables`: sections as a file has them, given in code; `load` reads all sources. `run`, `agent`, `memory`, `log`: the
+    sections of these names. `use`: stages to add to every pipeline ("module:stage"). `notes`: what a user
+    should be told about the sources.
+    """
+
+    def __init__(self, tables: Mapping[str, Any] | None = None) -> None:
+        tree = Tree()
+        for name, table in (tables or {}).items():
+            tree.merge((name,), table, Origin("code", "in code"))
+        self._adopt(tree, [])
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        directory: str | os.PathLike[str] = ".",
+        environ: Mapping[str, str] | None = None,
+        overrides: Sequence[str] | Mapping[str, Any] = (),
+    ) -> Config:
+        """The configuration of the file at `path` (default: the one in `directory`, if any), of `environ`
+        (default: the process's) and of `overrides` (`section.key=value`, or a mapping of such keys).
+
+        Raises `ConfigError`.
+        """
+        tree = Tree()
+        document, notes = find_document(directory) if path is None else (read_document(path), [])
+        if document is not None:
+            for name, table in document.table.items():
+                tree.merge((name,), table, Origin("file", document.name, (name,), document))
+        environ = os.environ if environ is None else environ
+        notes += merge_environment(tree, environ, sections=SECTIONS, settings=_SETTINGS)
+        merge_overrides(tree, overrides, sections=SECTIONS)
+        config = cls.__new__(cls)
+        config._adopt(tree, notes)
+        return config
+
+    def _adopt(self, tree: Tree, notes: list[str]) -> None:
+        self._tree = tree
+        self.notes = tuple(notes)
+        for name, table in tree.values.items():
+            if name not in SECTIONS:
+                raise _unknown_section(tree, name)
+            if not isinstance(table, dict):
+                raise tree.where(name).error(f"{name} must be a table, not {shown((name,), table)}")
+        self.run: RunSection = self._section("run", RunSection, leave=("limits",))
+        self.agent: AgentSection = self._section("agent", AgentSection)
+        self.memory: MemorySection = self._section("memory", MemorySection)
+        self.log: LogSection = self._section("log", LogSection)
+        self._table("run", "limits")
+        self._check_plugins()
+        self.use: tuple[str, ...] = self._check_pipeline()
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{item.name}={item.value}' for item in self.settings())})"
+
+    # --- where things come from ------------------------------------------------------------------------
+
+    def origin(self, name: str) -> str:
+        """Where the setting of this dotted name was set ("agentrt.toml:3", "AGENTRT_RUN__TIMEOUT",
+        "--set run.timeout", "in code"), or "default"."""
+        path = tuple(name.split("."))
+        return self._tree.origin(path) if self._has(path) else "default"
+
+    def settings(self) -> list[Setting]:
+        """Everything that is set, in the order of the sections."""
+        found = [
+            Setting(dotted(path), shown(path, _plain(value)), self._tree.origin(path))
+            for path, value in self._tree.leaves()
+        ]
+        return sorted(found, key=lambda item: SECTIONS.index(item.name.partition(".")[0]))
+
+    # --- tables for classes ----------------------------------------------------------------------------
+
+    def make(self, cls: type[S], *path: str, defaults: Mapping[str, Any] | None = None) -> S:
+        """An object of `cls` from the table at `path`, which may be missing: `config.make(Limits, "run", "limits")`."""
+        return build(cls, self._table(*path), where=self._tree.where(*path), defaults=defaults)
+
+    def model(self, prefix: str) -> PluginTable:
+        """The model client of `prefix`, with [models.PREFIX]. Its key `plugin` names another plugin than the prefix."""
+        return self._plugin("agentrt.models", prefix, "models", prefix)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The prefixes that have a table."""
+        return tuple(self._table("models"))
+
+    def telemetry(self) -> list[PluginTable]:
+        """The telemetry backends that are on: those that have a table [telemetry.NAME], else "memory"."""
+        tables = self._table("telemetry")
+        if not tables:
+            return [self._plugin("agentrt.telemetry", "memory", "telemetry", "memory")]
+        return [
+            self._plugin("agentrt.telemetry", name, "telemetry", name)
+            for name, value in tables.items()
+            if _plain(value) is not False
+        ]
+
+    @property
+    def secrets_provider(self) -> str:
+        """The provider of references that name none."""
+        return str(_plain(self._table("secrets").get("provider", "env")))
+
+    def secrets(self, provider: str | None = None) -> PluginTable:
+        """The secrets provider of this name (None: the default one), with its options: the rest of [secrets] for the
+        default provider, [secrets.providers.NAME] for the others."""
+        own = {name: v for name, v in self._table("secrets").items() if name not in ("provider", "providers")}
+        name = self.secrets_provider if provider is None else provider
+        if name == self.secrets_provider and (own or name not in self._table("secrets", "providers")):
+            return PluginTable("agentrt.secrets", name, name, own, self._tree.where("secrets"))
+        return self._plugin("agentrt.secrets", name, "secrets", "providers", name)
+
+    def options_for(self, stage_class: type[S], kind: str) -> StageOptions[S]:
+        """What is configured for a stage class in the pipeline of `kind`: [pipeline.STAGE], and over it, whatever its
+        source, [pipeline.KIND.STAGE].
+
+        Raises `ConfigError` for an option that the class does not have or a value of the wrong type.
+        """
+        name: str = getattr(stage_class, "name", stage_class.__name__)
+        kind = kind if kind in KINDS else "call"
+        enabled: bool | None = None
+        values: dict[str, Any] = {}
+        tables: dict[str, Where] = {}
+        where = self._tree.where("pipeline", name)
+        for path in (("pipeline", name), ("pipeline", kind, name)):
+            if not self._has(path):
+                continue
+            table = _plain(self._get(path))
+            where = self._tree.where(*path)
+            enabled = table is not False
+            if isinstance(table, dict):
+                values.update(decode(stage_class, table, where=where))
+                tables.update(dict.fromkeys(table, where))
+        return StageOptions(stage_class, enabled, values, tables, where)
+
+    def deadline_for(self, kind: str, default: float | None) -> float | None:
+        """[pipeline.KIND] deadline in seconds (None: no limit), or `default` if it is not set."""
+        configured = self._deadlines.get(kind if kind in KINDS else "call", UNSET)
+        return default if isinstance(configured, UnsetType) else configured
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _has(self, path: Path) -> bool:
+        table: Any = self._tree.values
+        for name in path:
+            if not isinstance(table, dict) or name not in table:
+                return False
+            table = table[name]
+        return True
+
+    def _get(self, path: Path) -> Any:
+        value: Any = self._tree.values
+        for name in path:
+            value = value[name]
+        return value
+
+    def _table(self, *path: str) -> Mapping[str, Any]:
+        """The table at `path`, empty if there is none."""
+        if not self._has(path):
+            return {}
+        value = self._get(path)
+        if not isinstance(value, dict):
+            where = self._tree.where(*path)
+            raise where.error(f"{dotted(path)} must be a table, not {shown(path, _plain(value))}")
+        return value
+
+    def _section(self, name: str, cls: type[S], *, leave: Sequence[str] = ()) -> S:
+        table = {key: value for key, value in self._table(name).items() if key not in leave}
+        where = self._tree.where(name)
+        unknown = next((key for key in table if key not in _fields(cls)), None)
+        if unknown is not None:
+            raise where.unknown(unknown, (*_fields(cls), *leave))
+        return build(cls, table, where=where)
+
+    def _plugin(self, group: str, name: str, *path: str) -> PluginTable:
+        table = {} if self._has(path) and _plain(self._get(path)) is True else dict(self._table(*path))
+        plugin = _plain(table.pop("plugin", name))
+        where = self._tree.where(*path)
+        if not isinstance(plugin, str):
+            raise where.below("plugin").error(
+                f"{dotted(path)}.plugin must be a plugin's name, not {plugin!r}"
+            )
+        return PluginTable(group, name, plugin, table, where)
+
+    def _check_plugins(self) -> None:
+        for prefix in self._table("models"):
+            self._table("models", prefix)
+        for name, value in self._table("telemetry").items():
+            if not isinstance(_plain(value), bool):
+                self._table("telemetry", name)
+        for name in self._table("secrets", "providers"):
+            self._table("secrets", "providers", name)
+        provider = _plain(self._table("secrets").get("provider", "env"))
+        where = self._tree.where("secrets", "provider")
+        if not isinstance(provider, str) or not provider:
+            raise where.error(f"secrets.provider must be the name of a provider, not {provider!r}")
+        both = len(set(self._table("secrets")) - {"provider", "providers"})
+        if both and provider in self._table("secrets", "providers"):
+            raise where.error(
+                f"the options of {provider!r} stand in [secrets] and in [secrets.providers.{provider}]; "
+                "keep one of them"
+            )
+
+    def _check_pipeline(self) -> tuple[str, ...]:
+        """Check the keys of [pipeline], and give the names in `use`."""
+        self._deadlines: dict[str, float | None] = {}
+        for name in self._table("pipeline"):
+            if name in STAGES:
+                self._check_stage("pipeline", name)
+            elif name in KINDS:
+                self._check_kind(name)
+            elif name != "use":
+                raise self._tree.where("pipeline").unknown(name, ("use", *STAGES, *KINDS))
+        use = _plain(self._table("pipeline").get("use", []))
+        for item in use if isinstance(use, list) else [use]:
+            if (
+                not isinstance(use, list)
+                or not isinstance(item, str)
+                or not _MODULE_ATTRIBUTE.fullmatch(item)
+            ):
+                raise self._tree.where("pipeline", "use").error(
+                    f'pipeline.use must be a list of names such as "my_package.stages:timing", not {use!r}'
+                )
+        return tuple(use)
+
+    def _check_kind(self, kind: str) -> None:
+        where = self._tree.where("pipeline", kind)
+        for name, value in self._table("pipeline", kind).items():
+            if name in STAGES:
+                self._check_stage("pipeline", kind, name)
+            elif name != "deadline":
+                raise where.unknown(name, ("deadline", *STAGES))
+            else:
+                seconds = _plain(value)
+                try:
+                    self._deadlines[kind] = (
+                        None if seconds is False or seconds is None else options.seconds(name, seconds)
+                    )
+                except ConfigError as error:
+                    raise where.below(name).error(
+                        f"[{dotted(where.path)}] {error}, or false for none"
+                    ) from error
+
+    def _check_stage(self, *path: str) -> None:
+        value = _plain(self._get(path))
+        if not isinstance(value, dict | bool):
+            raise self._tree.where(*path).error(
+                f"{dotted(path)} must be a table of the stage's options, or false to turn it off, "
+                f"not {shown(path, value)}"
+            )
+
+
+_MODULE_ATTRIBUTE = re.compile(r"[\w.]+:[\w.]+")
+
+
+def _plain(value: Any) -> Any:
+    """A value whose type nothing else decides."""
+    return parse_text(value) if isinstance(value, Text) else value
+
+
+def _fields(cls: type) -> tuple[str, ...]:
+    fields: tuple[str, ...] = getattr(cls, "__struct_fields__", ())
+    return fields
+
+
+def _unknown_section(tree: Tree, name: str) -> ConfigError:
+    if name in STAGES:
+        return tree.where(name).error(f"there is no section [{name}]; did you mean [pipeline.{name}]?")
+    return tree.where(name).error(f"there is no section [{name}]{choices(name, SECTIONS)}")
+
+
+_SETTINGS: tuple[Path, ...] = (
+    *((section, field) for section, cls in _OWN.items() for field in _fields(cls)),
+    ("secrets", "provider"),
+    ("pipeline", "use"),
+)

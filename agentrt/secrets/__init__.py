@@ -1,0 +1,30 @@
+"""Secrets: references instead of values, providers that resolve them, and a type that does not give them away.
+
+`SecretsManager` is in `agentrt.secrets.manager`, the provider of the environment in `agentrt.secrets.env`.
+"""
+
+from agentrt.secrets.protocol import (
+    Secret,
+    SecretDenied,
+    SecretError,
+    SecretInvalid,
+    SecretNotFound,
+    SecretRef,
+    SecretsProvider,
+    SecretThrottled,
+    SecretUnavailable,
+    SecretValue,
+)
+
+__all__ = [
+    "Secret",
+    "SecretDenied",
+    "SecretError",
+    "SecretInvalid",
+    "SecretNotFound",
+    "SecretRef",
+    "SecretThrottled",
+    "SecretUnavailable",
+    "SecretValue",
+    "SecretsProvider",
+]

@@ -1,0 +1,32 @@
+"""Secrets from the environment: the default provider."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from agentrt.secrets.protocol import SecretInvalid, SecretNotFound, SecretRef
+
+__all__ = ["Env"]
+
+
+class Env:
+    """Reads environment variables.
+
+    `prefix` ("") is put before each name: with "MYAPP_", `secret://db` is the variable MYAPP_db.
+    """
+
+    def __init__(self, *, prefix: str = "") -> None:
+        self.prefix = prefix
+        self._environ: Mapping[str, str] = os.environ
+
+    async def get(self, ref: SecretRef, /) -> str:
+        variable = self.prefix + ref.name
+        if ref.version is not None:
+            raise SecretInvalid(f"{ref}: environment variables have no versions")
+        value = self._environ.get(variable)
+        if value is None:
+            raise SecretNotFound(f"{ref}: the environment variable {variable} is not set")
+        if not value:
+            raise SecretInvalid(f"{ref}: the environment variable {variable} is empty")
+        return value
