@@ -1,8 +1,8 @@
 """What counts as an agent, and how it is run.
 
 Hosted without change: a class or instance with `async def run(self, message)` (or an async generator), an async
-function, an async generator function, a factory that makes one of these. A parameter named `ctx` or `context`, or annotated
-with `Context`, gets the context; its place does not matter.
+function, an async generator function, a factory that makes one of these. A parameter named `ctx` or `context`, or
+annotated with `Context`, gets the context; its place does not matter.
 """
 
 from __future__ import annotations

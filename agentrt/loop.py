@@ -177,7 +177,9 @@ def _goes_to_model(error: Exception, agent: Agent, tool: Tool[..., Any] | None) 
         return False
     transient = () if tool is None else tool.options.transient
     # What the pipeline gave up on; anything else is a bug in the tool.
-    return isinstance(error, (CallError, Refused, DeadlineExceeded, ConnectionError, TimeoutError, *transient))
+    return isinstance(
+        error, (CallError, Refused, DeadlineExceeded, ConnectionError, TimeoutError, *transient)
+    )
 
 
 def _tell(error: Exception) -> str:

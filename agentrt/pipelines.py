@@ -147,7 +147,10 @@ class Pipelines:
                 stages.append(Telemetry(collect=_to_run_and(backends)))
             elif configured.enabled or (configured.enabled is None and name in on_by_default):
                 from_code = _from_code(name, tool, targets)
-                defaults = {**on_by_default.get(name, {}), **{o: value for o, (value, _) in from_code.items()}}
+                defaults = {
+                    **on_by_default.get(name, {}),
+                    **{o: value for o, (value, _) in from_code.items()},
+                }
                 sources.update({f"{name}.{option}": where for option, (_, where) in from_code.items()})
                 sources.update({f"{name}.{option}": where for option, where in configured.sources.items()})
                 stages.append(self._shared_stage(name, configured, defaults))

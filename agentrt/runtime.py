@@ -7,13 +7,15 @@ memory, secrets) it opens at first use and closes in reverse.
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import secrets as random_ids
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from msgspec import Struct
 
@@ -21,7 +23,7 @@ from agentrt import events
 from agentrt.agent import Agent
 from agentrt.call import RUN, UNBOUNDED, Call, Middleware
 from agentrt.clients import Clients
-from agentrt.clock import reader
+from agentrt.clock import Clock, reader
 from agentrt.config import Config
 from agentrt.context import Context, describe
 from agentrt.errors import AgentrtError, ConfigError, DeadlineExceeded
@@ -29,15 +31,20 @@ from agentrt.hosting import Hosted, host
 from agentrt.limits import Counters, Limits
 from agentrt.models.protocol import ModelClient, ModelResponse, Part, Usage
 from agentrt.pipelines import Pipelines, Placement
+from agentrt.plugins import close_plugin, open_plugin
 from agentrt.run_stream import RunStream
 from agentrt.session import Session
+from agentrt.telemetry import combine
 from agentrt.timers import Armed, Timers
 
 if TYPE_CHECKING:
     from agentrt.pipeline import Pipeline
+    from agentrt.secrets.manager import SecretsManager
     from agentrt.tools import Tool
 
 __all__ = ["RunResult", "Runtime"]
+
+T = TypeVar("T")
 
 DEFAULT_MEMORY = Path(".agentrt") / "memory.db"
 CLOSE_SECONDS = 5.0
@@ -73,21 +80,23 @@ class Runtime:
     ) -> None:
         self.config = Config() if config is None else config
         self.own_process = own_process
-        self._clients = Clients(self._make_client, _Host(self), given=models)
+        self._plugin_host = _Host(self)
+        self._clients = Clients(self._make_client, self._plugin_host, given=models)
         self._exits = AsyncExitStack()
         self._hosted: dict[Any, Hosted] = {}
-        self._secrets: Any = None
+        self._secrets: SecretsManager | None = None
         self._memory: Any = None
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
         self._tools: dict[tuple[Any, Any], Tool[..., Any]] = {}
         self._tools_of: dict[Any, dict[str, Tool[..., Any]]] = {}
         self._running: set[Context] = set()
-        self._telemetry = None
+        self.telemetry = [(table.plugin, table.make()) for table in self.config.telemetry()]
+        """The telemetry backends that are on, by name; they are opened with the runtime."""
         self._pipelines = Pipelines(
             self.config,
             model_terminal=self._clients.terminal,
             gate=self._clients.gate,
-            collect=self._telemetry,
+            collect=combine(backend for _, backend in self.telemetry),
         )
         for name in self.config.use:
             self.use(_import_stage(name))
@@ -183,6 +192,9 @@ class Runtime:
         return hosted
 
     async def __aenter__(self) -> Self:
+        for name, backend in self.telemetry:
+            await open_plugin("agentrt.telemetry", name, backend, self._plugin_host)
+            self._exits.push_async_callback(close_plugin, backend)
         return self
 
     async def __aexit__(
@@ -270,10 +282,38 @@ class Runtime:
     async def secret(self, name: str) -> str:
         """The value of a secret, by name or `secret://` reference."""
         if self._secrets is None:
-            self._secrets = self.config.make_secrets(invoke=self._invoke_secret)
+            from agentrt.secrets.manager import SecretsManager
+
+            self._secrets = SecretsManager.from_config(self.config, self.invoke, host=self._plugin_host)
             self._exits.push_async_callback(self._secrets.aclose)
-        value: str = (await self._secrets.get(name)).reveal()
-        return value
+        return (await self._secrets.get(name)).reveal()
+
+    async def invoke(
+        self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
+    ) -> T:
+        """`await fn()` through the runtime's own pipeline of `kind`: how plugins make their calls."""
+        pipeline = self._pipelines.get(None, "runtime", kind, tool=None, targets=())
+        call = pipeline.new_call(fn, target=target, operation=target, idempotent=idempotent)
+        result: T = await pipeline.send(call)
+        return result
+
+    def explain(self, agent: Any) -> list[tuple[str, Pipeline]]:
+        """The pipelines of an agent, each with what it is for: "model", "tool:NAME", "memory", "secret", "call".
+
+        `pipeline.describe()` has the stages with their options. Nothing is called, and stages can still be registered.
+        """
+        hosted = host(agent) if not isinstance(agent, Hosted) else agent
+        subject = hosted.subject
+        build = functools.partial(self._pipelines.build, subject, _agent_name(subject))
+        pipelines: list[tuple[str, Pipeline]] = []
+        if self.config.agent.models or getattr(subject, "model", None):
+            targets = self.default_targets(subject)
+            pipelines.append(("model", build("model", tool=None, targets=targets)))
+        if getattr(subject, "tools", None):
+            for name, tool in self.tools_of(subject).items():
+                pipelines.append((f"tool:{name}", build("tool", tool=tool, targets=())))
+        pipelines += [(kind, build(kind, tool=None, targets=())) for kind in ("memory", "secret", "call")]
+        return pipelines
 
     def output_parser(self, output: Any) -> tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]:
         """JSON Schema, name and decoder of an output type; made once per type."""
@@ -291,10 +331,6 @@ class Runtime:
     def _make_client(self, prefix: str) -> ModelClient:
         client: ModelClient = self.config.model(prefix).make()
         return client
-
-    async def _invoke_secret(self, target: str, function: Callable[[], Any]) -> Any:
-        pipeline = self._pipelines.get(None, "runtime", "secret", tool=None, targets=())
-        return await pipeline.send(pipeline.new_call(function, target=target, operation="get"))
 
     def _context(
         self,
@@ -330,7 +366,9 @@ class Runtime:
 
     def _limits(self) -> Limits:
         """The configured limits; [run] timeout is the deadline if [run.limits] has no seconds."""
-        return self.config.make(Limits, "run", "limits", defaults={"seconds": self.config.run.timeout_or(None)})
+        return self.config.make(
+            Limits, "run", "limits", defaults={"seconds": self.config.run.timeout_or(None)}
+        )
 
     async def _execute(self, ctx: Context, hosted: Hosted, message: str | list[Part]) -> RunResult:
         if not message or (isinstance(message, str) and not message.strip()):
@@ -385,12 +423,19 @@ class _Host:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
+    log = logging.getLogger("agentrt.plugins")
+
     @property
-    def clock(self) -> Any:
+    def clock(self) -> Clock:
         return asyncio.get_running_loop()
 
-    async def secret(self, reference: str) -> str:
+    async def secret(self, reference: str, /) -> str:
         return await self._runtime.secret(reference)
+
+    async def call(
+        self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
+    ) -> T:
+        return await self._runtime.invoke(kind, target, fn, idempotent=idempotent)
 
 
 def _import_stage(name: str) -> Any:
