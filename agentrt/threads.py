@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -19,7 +20,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from agentrt import options
 from agentrt.call import ENCLOSING
 
-__all__ = ["AbandonedThread", "WorkerThreads", "shared"]
+__all__ = ["AbandonedThread", "WorkerThreads", "has_work", "shared"]
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -45,6 +46,8 @@ class WorkerThreads:
         self.idle_seconds = options.seconds("idle_seconds", idle_seconds)
         self.name = name
         self._reset()
+
+        _pools.add(self)
 
     def _reset(self) -> None:
         self._pid = os.getpid()
@@ -82,6 +85,12 @@ class WorkerThreads:
         result: R = job.result()
         return result
 
+    def has_work(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """True while a call from `loop` runs or waits here."""
+        with self._lock:
+            jobs = [*self._waiting, *(worker.job for worker in self._workers)]
+        return any(job is not None and job.loop is loop for job in jobs)
+
     def close(self) -> None:
         """End the idle threads now; busy ones end with their work. The pool stays usable."""
         with self._lock:
@@ -98,12 +107,15 @@ class WorkerThreads:
         with self._lock:
             if self._idle:
                 # The most recent one, so that the others may grow old and end.
-                self._idle.pop().inbox.put(job)
+                worker = self._idle.pop()
+                worker.job = job
+                worker.inbox.put(job)
                 return
             if len(self._workers) >= self.limit:
                 self._waiting.append(job)
                 return
             worker = _Worker(self)
+            worker.job = job
             self._workers.add(worker)
         worker.inbox.put(job)
         try:
@@ -143,9 +155,9 @@ class WorkerThreads:
     def _begin(self, worker: _Worker, job: _Job) -> bool:
         with self._lock:
             if job.state != "waiting":
+                worker.job = None
                 return False
             job.state = "running"
-            worker.job = job
             return True
 
     def _end(self, worker: _Worker, job: _Job) -> AbandonedThread | None:
@@ -158,7 +170,8 @@ class WorkerThreads:
         """The next job, waiting for one; None if the thread should end."""
         with self._lock:
             if self._waiting:
-                return self._waiting.popleft()
+                worker.job = self._waiting.popleft()
+                return worker.job
             self._idle.append(worker)
         try:
             return worker.inbox.get(timeout=self.idle_seconds)
@@ -303,6 +316,7 @@ def _both(first: asyncio.Future[Any], second: AbandonedThread) -> AbandonedThrea
     return both
 
 
+_pools: weakref.WeakSet[WorkerThreads] = weakref.WeakSet()
 _shared: WorkerThreads | None = None
 
 
@@ -312,3 +326,8 @@ def shared() -> WorkerThreads:
     if _shared is None:
         _shared = WorkerThreads()
     return _shared
+
+
+def has_work(loop: asyncio.AbstractEventLoop) -> bool:
+    """True while any pool works for `loop`: a loop of virtual time must let it."""
+    return any(pool.has_work(loop) for pool in list(_pools))

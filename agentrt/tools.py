@@ -30,10 +30,21 @@ from agentrt.blocking import BlockingWatch
 from agentrt.call import ENCLOSING, RUN, Middleware
 from agentrt.errors import TRANSIENT, ConfigError, Label
 from agentrt.models.protocol import ToolSpec
-from agentrt.schema import Arguments, encode_result
+from agentrt.schema import Arguments, ToolArgumentError, encode_result
 from agentrt.threads import WorkerThreads, shared
 
-__all__ = ["EXECUTING", "Execution", "Tool", "ToolOptions", "ToolWarning", "as_tool", "tool"]
+__all__ = [
+    "EXECUTING",
+    "Execution",
+    "Tool",
+    "ToolArgumentError",
+    "ToolOptions",
+    "ToolRun",
+    "ToolWarning",
+    "as_tool",
+    "encode_result",
+    "tool",
+]
 
 P = ParamSpec("P")
 P2 = ParamSpec("P2")
@@ -73,7 +84,7 @@ class ToolRun(Protocol):
     def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any], /) -> Awaitable[Any]: ...
 
 
-class ToolOptions(Struct, frozen=True, eq=False):
+class ToolOptions(Struct, frozen=True):
     """How the pipeline treats a tool; None leaves the configured default.
 
     `idempotent` (False): a call may be repeated even if its effect is in doubt. `timeout`: seconds for one attempt.
@@ -98,7 +109,8 @@ class Tool(Generic[P, R]):
     """A tool made by `@tool` or `as_tool`. Call it as the function it is.
 
     `name`, `description`: what the model reads. `function`: the plain function. `options`: a `ToolOptions`.
-    `is_async`: it is a coroutine function. `instance`: what it is bound to, as a method, or None.
+    `is_async`: it is a coroutine function. `instance`: what it is bound to, as a method, or None; `origin`: the tool
+    before it was bound (itself if it never was).
     """
 
     name: str
@@ -108,6 +120,7 @@ class Tool(Generic[P, R]):
     arguments: Arguments
     is_async: bool
     instance: Any
+    origin: Tool[..., Any]
 
     def __init__(
         self,
@@ -126,6 +139,7 @@ class Tool(Generic[P, R]):
         self.function = plain
         self.options = options
         self.instance = None
+        self.origin = cast("Tool[..., Any]", self)
         self._binds = binds
         self.__signature__ = inspect.signature(plain)
         self.is_async = inspect.iscoroutinefunction(plain)
@@ -203,7 +217,7 @@ class Tool(Generic[P, R]):
             self.function is other.function
             and self.instance is other.instance
             and self.name == other.name
-            and self.options is other.options
+            and self.options == other.options
         )
 
     def __hash__(self) -> int:
@@ -371,19 +385,33 @@ def tool(
 
 
 def as_tool(function: Callable[..., Any], *, instance: Any = None) -> Tool[..., Any]:
-    """`function` as a tool with default options; a tool as it is.
+    """`function` as a tool with default options, the same one each time; a tool as it is.
 
     `instance`: what a tool is bound to that was taken from a class body (`tools = [search]` beside `def search(self)`).
     """
-    if isinstance(function, types.MethodType) and isinstance(function.__func__, Tool):
-        function = function.__func__.__get__(function.__self__)
-    made: Tool[..., Any] = function if isinstance(function, Tool) else Tool(function)
+    if isinstance(function, types.MethodType):
+        made = _made(function.__func__).__get__(function.__self__, type(function.__self__))
+    else:
+        made = _made(function)
     if made.is_unbound:
         if instance is None:
             raise ConfigError(
                 f"tool {made.name!r} is a method without its object; take it from one: `self.{made.name}`"
             )
         made = made.__get__(instance, type(instance))
+    return made
+
+
+def _made(function: Any) -> Tool[..., Any]:
+    """The tool of a plain function, kept in the function's own attributes."""
+    if isinstance(function, Tool):
+        return function
+    kept = getattr(function, "__agentrt_tool__", None)
+    if isinstance(kept, Tool) and kept.function is function:
+        return kept
+    made: Tool[..., Any] = Tool(function)
+    if inspect.isfunction(function):
+        function.__agentrt_tool__ = made  # type: ignore[attr-defined]
     return made
 
 
