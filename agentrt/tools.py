@@ -133,9 +133,10 @@ class Tool(Generic[P, R]):
     ) -> None:
         """`scope`: names of enclosing functions, for annotations that are still text."""
         plain, binds = _unwrap(function)
-        self.name = _checked_name(name, plain)
-        _check_callable(plain, self.name)
-        functools.update_wrapper(self, plain)
+        checked_name = _checked_name(name, plain)
+        _check_callable(plain, checked_name)
+        functools.update_wrapper(self, plain)  # first: a function may have attributes named as ours
+        self.name = checked_name
         self.function = plain
         self.options = options
         self.instance = None

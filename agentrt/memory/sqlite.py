@@ -1,0 +1,345 @@
+"""Memory in one SQLite file, found again by full-text search (FTS5): no service, no dependency.
+
+Text is cut into words here, not by SQLite: its tokenizers know neither scripts without spaces nor emoji, and user text
+must never be read as a query language. A query finds the items that share a word with it, ranked by bm25.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import sqlite3
+import time
+import unicodedata
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from agentrt import options
+from agentrt.errors import ConfigError, PermanentError, TransientError
+from agentrt.memory.protocol import Item
+from agentrt.threads import WorkerThreads
+
+__all__ = ["SqliteMemory"]
+
+R = TypeVar("R")
+
+APPLICATION_ID = 0x61677274
+"""Marks our files ("agrt"), so that another program's database is not written into."""
+
+SCHEMA_VERSION = 1
+
+QUERY_WORDS = 64
+"""A query's first so many different words count."""
+
+SCHEMA = (
+    """CREATE TABLE items (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT UNIQUE,
+        text TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        created REAL NOT NULL
+    )""",
+    # The words are made in Python, separated by spaces: `ascii` takes every other character as part of a word.
+    "CREATE VIRTUAL TABLE words USING fts5(line, tokenize = 'porter ascii')",
+    "CREATE TRIGGER forget AFTER DELETE ON items BEGIN DELETE FROM words WHERE rowid = old.id; END",
+)
+
+
+class SqliteMemory:
+    """Remembers up to `max_items` (10,000) texts; the oldest are forgotten first.
+
+    `path`: the file, made when first used, or None (the default) for a memory that ends with the process. Several
+    processes may use one file. `max_item_bytes` (65,536): of a text and its metadata together. `busy_timeout` (1.0 s):
+    how long to wait for another process's write before `TransientError`.
+
+    What was added survives a killed process (write-ahead log); only its owner may read the file. When first used it
+    raises `ConfigError` if the file is not a database, another program's, damaged, or made by a newer version, or
+    if SQLite has no FTS5.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        max_items: int = 10_000,
+        max_item_bytes: int = 65_536,
+        busy_timeout: float = 1.0,
+    ) -> None:
+        self.path = None if path is None or path == ":memory:" else Path(path)
+        self.max_items = options.count("max_items", max_items)
+        self.max_item_bytes = options.count("max_item_bytes", max_item_bytes)
+        self.busy_timeout = options.seconds("busy_timeout", busy_timeout, open_=False)
+        self._connection: sqlite3.Connection | None = None
+        # One thread, so that the connection is used by one call at a time.
+        self._thread = WorkerThreads(limit=1, name="agentrt memory")
+
+    async def add(
+        self, text: str, *, metadata: Mapping[str, Any] | None = None, key: str | None = None
+    ) -> str:
+        """See `Memory.add`. Raises `PermanentError` for a text that is too long or blank."""
+        text = _sound(text)
+        encoded = _encode(metadata)
+        size = len(text.encode()) + len(encoded)
+        if not text.strip():
+            raise PermanentError("there is nothing to remember: the text is blank", executed=False)
+        if size > self.max_item_bytes:
+            raise PermanentError(
+                f"an item of {size} bytes is too long to remember; max_item_bytes is {self.max_item_bytes}",
+                executed=False,
+            )
+        key = None if key is None else _sound(key)
+        return await self._run(lambda db: self._add(db, text, encoded, key))
+
+    async def search(self, query: str, *, limit: int = 5) -> list[Item]:
+        """See `Memory.search`. Items of the same score come newest first."""
+        limit = options.count("limit", limit)
+        match = _match(query)
+        if not match:
+            return []
+        return await self._run(lambda db: _search(db, match, limit))
+
+    async def forget(self, id: str) -> None:
+        """See `Memory.forget`."""
+        if not (id.isascii() and id.isdigit() and len(id) < 19):
+            return  # never an id of ours
+        await self._run(lambda db: _forget(db, int(id)))
+
+    async def aclose(self) -> None:
+        """Close the file; the memory opens it again if it is used again."""
+        if self._connection is not None or self._thread.running:
+            await self._thread.run(self._close)
+        self._thread.close()
+
+    # --- in the memory's thread ------------------------------------------------------------------------
+
+    async def _run(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        return await self._thread.run(self._with_connection, work)
+
+    def _with_connection(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        if self._connection is None:
+            self._connection = self._open()
+        with self._explained():
+            return work(self._connection)
+
+    def _open(self) -> sqlite3.Connection:
+        place = ":memory:" if self.path is None else str(self.path)
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # SQLite would make it readable for all; its other files take over the mode of this one.
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            except OSError as error:
+                raise ConfigError(f"memory: {place} cannot be opened: {error}") from error
+        try:
+            connection = sqlite3.connect(
+                place, timeout=self.busy_timeout, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise ConfigError(f"memory: {place} cannot be opened: {error}") from error
+        try:
+            self._prepare(connection, place)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection, place: str) -> None:
+        try:
+            _check(connection, place)  # before anything is changed in what may be another program's
+            _use_write_ahead_log(connection, self.busy_timeout)
+            connection.execute("PRAGMA synchronous = NORMAL")
+            with _transaction(connection):
+                if _check(connection, place):
+                    _create(connection)
+        except sqlite3.Error as error:
+            if "no such module: fts5" in str(error):
+                raise ConfigError(
+                    "memory: this Python's SQLite has no full-text search (FTS5); use a Python whose sqlite3 has it, "
+                    "or another memory"
+                ) from error
+            if _is_busy(error):
+                raise TransientError(
+                    f"memory: {place} is locked by another process", executed=False
+                ) from error
+            raise ConfigError(
+                f"memory: {place} cannot be used as a memory: {error}. If it is damaged, move it away and a new one is "
+                "made; otherwise give another path"
+            ) from error
+
+    @contextlib.contextmanager
+    def _explained(self) -> Generator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            place = ":memory:" if self.path is None else str(self.path)
+            if _is_busy(error):
+                raise TransientError(
+                    f"memory: {place} was locked by another process for more than {self.busy_timeout:g} s",
+                    executed=False,
+                ) from error
+            raise PermanentError(f"memory: {place} failed: {error}", fault="target") from error
+
+    def _add(self, db: sqlite3.Connection, text: str, metadata: str, key: str | None) -> str:
+        with _transaction(db):
+            if key is not None:
+                found = db.execute("SELECT id, text, metadata FROM items WHERE key = ?", (key,)).fetchone()
+                if found is not None and found[1:] == (text, metadata):
+                    return str(found[0])
+                db.execute("DELETE FROM items WHERE key = ?", (key,))
+            row = (key, text, metadata, time.time())
+            cursor = db.execute("INSERT INTO items (key, text, metadata, created) VALUES (?, ?, ?, ?)", row)
+            id_ = cursor.lastrowid
+            db.execute("INSERT INTO words (rowid, line) VALUES (?, ?)", (id_, _words(text)))
+            db.execute(
+                "DELETE FROM items WHERE id <= (SELECT id FROM items ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (self.max_items,),
+            )
+        return str(id_)
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _search(db: sqlite3.Connection, match: str, limit: int) -> list[Item]:
+    rows = db.execute(
+        "SELECT items.id, text, metadata, -bm25(words) AS score, created "
+        "FROM words JOIN items ON items.id = words.rowid "
+        "WHERE words MATCH ? ORDER BY score DESC, items.id DESC LIMIT ?",
+        (match, limit),
+    )
+    return [
+        Item(str(id_), text, msgspec.json.decode(metadata), score, created)
+        for id_, text, metadata, score, created in rows
+    ]
+
+
+def _forget(db: sqlite3.Connection, id_: int) -> None:
+    with _transaction(db):
+        db.execute("DELETE FROM items WHERE id = ?", (id_,))
+
+
+# --- the file ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Generator[None]:
+    """All or nothing. Takes the write lock first: an upgrade from reading could fail however long we wait."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _use_write_ahead_log(db: sqlite3.Connection, busy_timeout: float) -> None:
+    """Switching the mode does not wait for locks as everything else does, so this waits itself."""
+    give_up = time.monotonic() + busy_timeout
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() >= give_up:
+                raise
+            time.sleep(0.02)
+
+
+def _check(db: sqlite3.Connection, place: str) -> bool:
+    """True if the database is empty; `ConfigError` if it is not ours."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0 and version == application == 0:
+        return True
+    if application != APPLICATION_ID:
+        raise ConfigError(f"memory: {place} is the database of another program; give another path")
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"memory: {place} was made by a newer agentrt (format {version}, this one knows {SCHEMA_VERSION}); "
+            "upgrade agentrt, or give another path"
+        )
+    # Reads what a damaged file often lost.
+    db.execute("SELECT count(*) FROM items").fetchone()
+    db.execute("SELECT count(*) FROM words").fetchone()
+    return False
+
+
+def _create(db: sqlite3.Connection) -> None:
+    for statement in SCHEMA:
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+# --- text ----------------------------------------------------------------------------------------------
+
+_WORD = re.compile(r"[^\W_]+|[^\w\s]")
+
+_UNSPACED = re.compile(
+    # Thai to Myanmar, Khmer, Han with radicals and extensions, kana, fullwidth and halfwidth kana
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d"
+    "\U00020000-\U0003ffff]"
+)
+
+
+def _pieces(text: str) -> Generator[list[str]]:
+    """The words of `text` in a form that is the same for every spelling: no case, no accents, no vowel signs.
+
+    In scripts without spaces each character is a word, and the words of such a run come together. Each symbol (an
+    emoji) is a word.
+    """
+    folded = text.casefold()
+    if not folded.isascii():
+        folded = unicodedata.normalize("NFKD", _sound(folded))
+        folded = "".join(character for character in folded if unicodedata.category(character)[0] != "M")
+    for word in _WORD.findall(folded):
+        if _UNSPACED.search(word):
+            yield _UNSPACED.sub(lambda match: f" {match[0]} ", word).split()
+        elif word.isalnum() or unicodedata.category(word) == "So":
+            yield [word]
+
+
+def _words(text: str) -> str:
+    """What is indexed: all words, separated by spaces."""
+    return " ".join(word for piece in _pieces(text) for word in piece)
+
+
+def _match(query: str) -> str:
+    """The query in FTS5's language: any of its words, of a run without spaces any two neighbours. "" for no words."""
+    wanted: dict[str, None] = {}
+    for piece in _pieces(query):
+        pairs = [f"{first} {second}" for first, second in itertools.pairwise(piece)]
+        wanted.update(dict.fromkeys(pairs or piece))
+        if len(wanted) >= QUERY_WORDS:
+            break
+    # Only letters, digits and symbols are left: nothing that the quotes would not hold.
+    return " OR ".join(f'"{word}"' for word in list(wanted)[:QUERY_WORDS])
+
+
+def _sound(text: str) -> str:
+    """Text that can be stored: a lone surrogate, which no encoding has, becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _encode(metadata: Mapping[str, Any] | None) -> str:
+    try:
+        return msgspec.json.encode(dict(metadata or {})).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise PermanentError(
+            f"the metadata of a memory must have a JSON form: {error}", executed=False
+        ) from error
