@@ -40,8 +40,9 @@ class Stream(Generic[T]):
 
     __slots__ = (
         "__weakref__",
+        "_cancelling",
         "_head",
-        "_label",
+        "_labels",
         "_limit",
         "_loop",
         "_observe",
@@ -55,10 +56,12 @@ class Stream(Generic[T]):
         self._head: deque[T] = head if head is not None else deque()
         self._limit: PullLimit | None = None
         self._on_settle: list[Settled] = []
-        self._label: Callable[[BaseException], None] | None = None
+        self._labels: list[Callable[[BaseException], None]] = []
         self._observe: Callable[[T], None] | None = None
         self._settled = False
         self._loop = asyncio.get_running_loop()
+        # A stream may be opened by a task that is being cancelled already (its cleanup reports somewhere).
+        self._cancelling = _cancelling()
 
     @classmethod
     async def open(
@@ -79,8 +82,8 @@ class Stream(Generic[T]):
                 if visible is None or visible(item):
                     break
             return cls(source, head=head)
-        except BaseException:
-            await close_source(source)
+        except BaseException as error:
+            await _close_after(source, error)
             raise
 
     def on_settle(self, callback: Settled) -> None:
@@ -93,8 +96,9 @@ class Stream(Generic[T]):
             self._limit = limit
 
     def label_errors(self, label: Callable[[BaseException], None]) -> None:
-        """Let the terminal see each error of the source before it settles the stream."""
-        self._label = label
+        """Let the terminal see each error of the source before it settles the stream; a stream that one pipeline
+        hands on to another has two, the inner one first."""
+        self._labels.append(label)
 
     def observe(self, see: Callable[[T], None]) -> None:
         """Let the terminal see each item as it is handed out (it notes the usage at the end)."""
@@ -127,7 +131,7 @@ class Stream(Generic[T]):
         except BaseException as error:
             self._source = None
             raised = self._pull_failed(limit, token, error)
-            await close_source(source)
+            await _close_after(source, raised)
             if raised is error:
                 raise
             raise raised from raised.__cause__
@@ -139,19 +143,27 @@ class Stream(Generic[T]):
 
     def _pull_failed(self, limit: PullLimit | None, token: Any, error: BaseException) -> BaseException:
         """Settle after the source failed; returns what the consumer sees."""
-        if self._label is not None:
-            self._label(error)
-        raised = limit.failed(token, error) if limit is not None and token is not None else error
+        for label in self._labels:
+            label(error)
+        raised = error
+        if limit is not None and token is not None:
+            raised = limit.failed(token, error)
+        elif isinstance(error, Exception) and self._is_cancelled() and _came_of_cancellation(error):
+            # Nobody else looked whether this is only what the source's cleanup came to.
+            raised = asyncio.CancelledError()
+            raised.__cause__ = error
         self._settle(raised)
         return raised
+
+    def _is_cancelled(self) -> bool:
+        """True if the consumer's task has been cancelled since the stream was opened."""
+        return _cancelling() > self._cancelling
 
     async def aclose(self) -> None:
         """Stop early. After the commit point this is a success; while being cancelled it is neutral."""
         source, self._source = self._source, None
         self._head.clear()
-        task = asyncio.current_task()
-        cancelled = task is not None and task.cancelling() > 0
-        self._settle(asyncio.CancelledError() if cancelled else None)
+        self._settle(asyncio.CancelledError() if self._is_cancelled() else None)
         if source is not None:
             await close_source(source)
 
@@ -181,15 +193,16 @@ class Stream(Generic[T]):
             return
         if self._source is None and not self._on_settle:
             return
+        # The collector may run in any thread, at any moment: only schedule, and only on a loop that lives. The warning
+        # comes last, because a filter may turn it into an exception.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_abandon, self._loop, self._source, self._on_settle)
         warnings.warn(
             f"{self!r} was dropped before its end without being closed; use `async with`",
             ResourceWarning,
             stacklevel=2,
             source=self,
         )
-        # The collector may run in any thread, at any moment: only schedule, and only on a loop that lives.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_abandon, self._loop, self._source, self._on_settle)
 
 
 def _abandon(
@@ -199,7 +212,7 @@ def _abandon(
     for callback in on_settle:
         callback(dropped)
     if source is not None:
-        closing = loop.create_task(close_source(source))
+        closing = loop.create_task(_close_after(source, dropped))
         _closing.add(closing)
         closing.add_done_callback(_closing.discard)
 
@@ -212,3 +225,24 @@ async def close_source(source: AsyncIterator[Any]) -> None:
     close = getattr(source, "aclose", None)
     if close is not None:
         await close()
+
+
+async def _close_after(source: AsyncIterator[Any], error: BaseException) -> None:
+    """Close a source that is done for because of `error`, which a failure to close must not replace."""
+    try:
+        await close_source(source)
+    except Exception as problem:
+        error.add_note(f"closing the stream failed as well: {type(problem).__name__}: {problem}")
+
+
+def _cancelling() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _came_of_cancellation(error: BaseException) -> bool:
+    """True if `error` was raised while a CancelledError was on its way."""
+    context = error.__context__
+    while context is not None and not isinstance(context, asyncio.CancelledError):
+        context = context.__context__
+    return context is not None

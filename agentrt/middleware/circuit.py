@@ -269,6 +269,9 @@ class _Later(Window):
     def success(self, now: float, call: Any) -> None:
         """The probe's success has been counted at its first item."""
 
+    def slow_success(self, now: float, call: Any) -> None:
+        """So has its slowness."""
+
     def failure(self, now: float, call: Any, *, slow: bool = False) -> None:
         if self._circuit.state is CLOSED:
             self._circuit.window.failure(now, call)

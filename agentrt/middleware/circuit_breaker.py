@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from agentrt import options
-from agentrt.call import Attempt, Call, Inline, Next, Refusal, run_inline
+from agentrt.call import Attempt, Call, Inline, Next, Quick, Refusal, run_inline
 from agentrt.errors import CircuitOpen, ConfigError
 from agentrt.middleware.circuit import CLOSED, Circuit, Permit, Policy
 from agentrt.stream import Stream
@@ -31,9 +31,11 @@ def exponential_break(
     initial: float = 30.0, *, factor: float = 2.0, maximum: float = 600.0, jitter: float = 0.1
 ) -> Callable[[int], float]:
     """A `reset_timeout` that grows with each break in a row: `initial * factor ** (breaks - 1)` up to `maximum`
-    seconds, then up to `jitter` of it on top, so that clients do not probe in step."""
+    seconds, then up to `jitter` (0 to 1) of it on top, so that clients do not probe in step."""
     options.seconds("initial", initial)
-    options.seconds("maximum", maximum)
+    options.seconds("maximum", maximum, minimum=initial, open_=False)
+    options.number("factor", factor, minimum=1.0)
+    options.number("jitter", jitter, maximum=1.0)
 
     def seconds(breaks: int) -> float:
         grown = initial
@@ -156,7 +158,17 @@ class CircuitBreaker:
         return await run_inline(self, call, call_next)
 
     def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
-        return Inline(self.enter, self.done, self.committed, self.failed)
+        quick = self.slow_call is None
+        return Inline(
+            self.enter,
+            self.done,
+            self.committed,
+            self.failed,
+            quick_enter=Quick(_QUICK_ENTER, {"circuits": self._circuits, "CLOSED": CLOSED})
+            if quick
+            else None,
+            quick_done=Quick("$token.success(end, call)") if quick else None,
+        )
 
     def enter(self, call: Call[Any], /) -> Permit:
         circuit = self._circuits.get(call.target)
@@ -269,7 +281,11 @@ class CircuitBreaker:
             new,
         )
         for listener in self._listeners:
-            listener(circuit.target, old, new)
+            try:
+                listener(circuit.target, old, new)
+            except Exception:
+                # A listener only watches: its bug must not take the place of the call's own outcome.
+                logger.exception("a listener for the circuit of %s raised", circuit.target)
 
     def _make_policy(self) -> Policy:
         reset = self.reset_timeout
@@ -286,3 +302,13 @@ class CircuitBreaker:
             probes=self.probes,
             max_half_open_wait=self.max_half_open_wait,
         )
+
+
+# `enter` for a closed circuit.
+_QUICK_ENTER = """
+$circuit = $circuits.get(call.target)
+if $circuit is None or $circuit.state is not $CLOSED:
+    $token = $enter(call)
+else:
+    $token = $circuit.window
+"""

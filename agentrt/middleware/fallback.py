@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from agentrt.call import UNBOUNDED, Call, DefaultServed, Inline, Next, TargetChange, run_inline
+from agentrt import options
+from agentrt.call import UNBOUNDED, Call, DefaultServed, Inline, Next, Quick, TargetChange, run_inline
 from agentrt.errors import ConfigError, Label, PermanentError, Refused, proves_not_executed
 from agentrt.stream import Stream
 
@@ -50,6 +51,7 @@ class Fallback:
                 raise ConfigError(f"a fallback target is a name or an async function, not {target!r}")
         self.targets = targets
         self.default = default
+        options.error_test("on", on)
         self.on = on
         self.routes: tuple[tuple[str, Callable[..., Any] | None], ...] = tuple(
             (target, None) if isinstance(target, str) else (_name_of(target), target) for target in targets
@@ -77,7 +79,18 @@ class Fallback:
                 now = record.time()
                 record.share = now + (deadline - now) * 0.5
 
-        return Inline(enter=begin_first_turn, recover=turns.others)
+        quick = Quick(_QUICK_ENTER, {"not_closed": not_closed, "UNBOUNDED": UNBOUNDED})
+        return Inline(enter=begin_first_turn, recover=turns.others, quick_enter=quick)
+
+
+# The first target's share when all circuits are closed.
+_QUICK_ENTER = """
+if call.deadline < $UNBOUNDED and call.idempotent:
+    if $not_closed:
+        $enter(call)
+    else:
+        record.share = now + (call.deadline - now) * 0.5
+"""
 
 
 class _Turns:

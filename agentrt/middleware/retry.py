@@ -12,8 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from agentrt import options
-from agentrt.call import Call, Inline, Next, Retrying, Wait, run_inline
-from agentrt.errors import ThrottledError, proves_not_executed
+from agentrt.call import Call, Inline, Next, Quick, Retrying, Wait, run_inline
+from agentrt.errors import (
+    TARGET_REFUSED,
+    THROTTLED,
+    ConfigError,
+    Refused,
+    ThrottledError,
+    proves_not_executed,
+)
 from agentrt.middleware.backoff import Backoff, Growth, after_throttling
 from agentrt.middleware.retry_budget import RetryBudget
 
@@ -59,8 +66,13 @@ class Retry:
         self.max_delay = max_delay
         self.jitter = jitter
         self.max_retry_after = options.seconds("max_retry_after", max_retry_after, open_=False)
+        if budget is not ... and not isinstance(budget, RetryBudget | None):
+            raise ConfigError(f"budget must be a RetryBudget or None, not {budget!r}")
         self.budget: RetryBudget | None = RetryBudget() if budget is ... else budget
+        options.error_test("retry_on", retry_on)
         self.retry_on = retry_on
+        if retry_result is not None and not callable(retry_result):
+            raise ConfigError(f"retry_result must be a function of the result, not {retry_result!r}")
         self.retry_result = retry_result
         self._random = random
         self._backoff = Backoff(
@@ -79,20 +91,25 @@ class Retry:
         budget = self.budget
         if budget is None:
             return Inline(recover=again)
-        ledgers, ledger_of = budget.ledgers, budget.of
 
         def done(token: None, call: Call[Any]) -> None:
-            target = call.target
-            ledger = ledgers[target] if target in ledgers else ledger_of(target)
-            now = call.record.time()
-            if now >= ledger.turn:
-                ledger.rotate(now)
-            ledger.firsts += 1
+            budget.of(call.target).first(call.record.time())
 
         def committed(token: None, call: Call[Any], stream: Any) -> None:
             done(token, call)
 
-        return Inline(done=done, committed=committed, recover=again)
+        quick = Quick(_QUICK_DONE, {"ledgers": budget.ledgers})
+        return Inline(done=done, committed=committed, recover=again, quick_done=quick)
+
+
+# `done` while the present slice of the budget's window lasts.
+_QUICK_DONE = """
+$ledger = $ledgers.get(call.target)
+if $ledger is None or end >= $ledger.turn:
+    $done(None, call)
+else:
+    $ledger.firsts += 1
+"""
 
 
 class _Again:
@@ -106,14 +123,17 @@ class _Again:
         self._gated = any(getattr(stage, "gates_throttling", False) for stage in inner)
 
     async def __call__(self, call: Call[Any], error: Exception) -> Any:
-        if self._retry.budget is not None:
+        if self._retry.budget is not None and not isinstance(error, Refused):
             self._retry.budget.of(call.target).first(call.record.time())
+        real = error
         previous: float | None = None
         while True:
             call.record.let_cancellation_through(error)
+            if not isinstance(error, Refused):
+                real = error
             delay = self._delay(call, error, previous)
             if delay is None:
-                raise error
+                raise _worth_raising(call, error, real)
             previous = delay
             call.note(Retrying(call.target, call.attempt + 1, delay, error))
             if delay > 0.0:
@@ -151,13 +171,23 @@ class _Again:
 
     def _wait_for(self, call: Call[Any], error: Exception, previous: float | None) -> float | None:
         asked = getattr(error, "retry_after", None)
-        if asked is not None and asked > 0.0:
+        # What foreign errors carry under this name may be anything; what is no number is as good as nothing.
+        if isinstance(asked, int | float) and asked > 0.0:
             if asked > self._retry.max_retry_after:
                 return None
-            if isinstance(error, ThrottledError) and self._gated:
+            throttled = isinstance(error, ThrottledError) and call.record.label(error) is THROTTLED
+            if throttled and self._gated:
                 return 0.0  # the gate of this host is closed: the next attempt waits there, once
             return after_throttling(asked, self._retry._random)
         return self._backoff.delay(call.attempt, previous=previous)
+
+
+def _worth_raising(call: Call[Any], error: Exception, real: Exception) -> Exception:
+    """The last real failure; that its repetition was refused (the circuit opened meanwhile) is only a note to it."""
+    if real is error or call.record.label(error) is not TARGET_REFUSED:
+        return error
+    real.add_note(f"not retried again: {type(error).__name__}: {error}")
+    return real
 
 
 def _mark_exhausted(error: BaseException) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from agentrt.call import Call, Inline, Next, run_inline
+from agentrt.call import Call, Inline, Next, Quick, run_inline
 from agentrt.stream import Stream
 
 __all__ = ["Telemetry"]
@@ -36,7 +36,14 @@ class Telemetry:
         return await run_inline(self, call, call_next)
 
     def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
-        return Inline(None, self.done, self.committed, self.failed)
+        quick = Quick("record.ended = record.time()\n$collect(call)", {"collect": self.collect})
+        return Inline(
+            None,
+            self.done,
+            self.committed,
+            self.failed,
+            quick_done=quick if self.collect is not None else None,
+        )
 
     def done(self, token: None, call: Call[Any], /) -> None:
         call.record.ended = call.record.time()

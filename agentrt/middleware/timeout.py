@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from agentrt import options
-from agentrt.call import ENCLOSING, UNBOUNDED, Call, Inline, Next, Refusal, run_inline
+from agentrt.call import ENCLOSING, UNBOUNDED, Call, Inline, Next, Quick, Refusal, run_inline
 from agentrt.errors import AgentrtError, AttemptTimeout, DeadlineExceeded, classify
 from agentrt.stream import Stream
 from agentrt.timers import Armed, FixedLimit, Task, Timers
@@ -53,7 +53,21 @@ class Timeout:
         return await run_inline(self, call, call_next)
 
     def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
-        return Inline(self.enter, self.done, self.committed, self.failed)
+        names = {
+            "stage": self,
+            "current_task": current_task,
+            "Armed": Armed,
+            "set_enclosing": ENCLOSING.set,
+            "reset_enclosing": ENCLOSING.reset,
+        }
+        return Inline(
+            self.enter,
+            self.done,
+            self.committed,
+            self.failed,
+            quick_enter=Quick(_QUICK_ENTER, names),
+            quick_done=Quick(_QUICK_DONE),
+        )
 
     def enter(self, call: Call[Any], /) -> Armed:
         record = call.record
@@ -151,6 +165,33 @@ class Timeout:
         call.record.attempt_started = None
         call.note(Refusal(self.name, call.target, late))
         return late
+
+
+# `enter` and `done` for an attempt with its full limit, which ends in time.
+_QUICK_ENTER = """
+if record.loop is not $stage._loop:
+    $stage._bind(record.loop)
+$limit = $stage._value_limit
+$when = now + $limit.seconds
+if record.share < $when:
+    $token = $enter(call)
+else:
+    record.attempt_started = now
+    $task = $current_task(record.loop)
+    $queue = $limit.queue
+    $token = $Armed($when, $task, $task.cancelling(), call, $queue)
+    $queue[$token] = None
+    if $limit.handle is None:
+        $limit.schedule($when)
+    $token.token = $set_enclosing($token)
+"""
+_QUICK_DONE = """
+if $token.fired or $token.queue is None:
+    $done($token, call)
+else:
+    $reset_enclosing($token.token)
+    del $token.queue[$token]
+"""
 
 
 class _Pull:
