@@ -236,6 +236,8 @@ class ModelClient(Protocol):
         ...
 
     def stream(self, request: ModelRequest, /) -> AsyncIterator[StreamItem]:
-        """The answer piece by piece, `Finished` last; whoever stops earlier calls its `aclose()`. A body that ends without the wire's proper end raises
-        `TransientError`, it never becomes an answer."""
+        """The answer piece by piece, `Finished` last; whoever stops earlier calls its `aclose()`.
+
+        A body that ends without the wire's proper end raises `TransientError`, it never becomes an answer.
+        """
         ...
