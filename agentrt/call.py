@@ -38,6 +38,7 @@ __all__ = [
     "Inlined",
     "Middleware",
     "Next",
+    "Quick",
     "Record",
     "Refusal",
     "Retrying",
@@ -325,6 +326,19 @@ class Middleware(Protocol):
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R: ...
 
 
+class Quick(Struct, frozen=True, eq=False):
+    """Source lines that stand for a function of `Inline` in the usual case, without the cost of calling it.
+
+    In `lines`, `$token` is the stage's token, `$name` anything in `names` or a variable of the stage's own. `call`, its
+    `record` and `now` are there to be used, and in `done`, up to the first stage that recovers, `end`; both are
+    read once, and nothing is awaited in between. What is not usual calls the function: `$enter(call)`,
+    `$done($token, call)`. Values only: what a stream costs is elsewhere.
+    """
+
+    lines: str
+    names: dict[str, Any] = {}
+
+
 class Inline(Struct, frozen=True, eq=False):
     """The second form of a built-in stage: functions that the composer puts into one coroutine with its
     neighbours, so that a stage which awaits nothing on the way to success costs no coroutine of its own.
@@ -334,6 +348,8 @@ class Inline(Struct, frozen=True, eq=False):
     happens when the stream settles), `failed(token, call, error)`, which returns the exception that goes on
     outwards, or `recover(call, error)`, a coroutine function whose result or exception takes the place of an
     `Exception`. Each may be None. A stage behaves the same in both forms: its `__call__` is `run_inline`.
+
+    `quick_enter`, `quick_done`: the usual case of `enter` and `done` as source.
     """
 
     enter: Callable[[Call[Any]], Any] | None = None
@@ -341,6 +357,8 @@ class Inline(Struct, frozen=True, eq=False):
     committed: Callable[[Any, Call[Any], Any], None] | None = None
     failed: Callable[[Any, Call[Any], BaseException], BaseException] | None = None
     recover: Callable[[Call[Any], Exception], Awaitable[Any]] | None = None
+    quick_enter: Quick | None = None
+    quick_done: Quick | None = None
 
 
 class Inlined(Protocol):

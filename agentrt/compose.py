@@ -27,21 +27,26 @@ success. For timeout, circuit breaker, retry and fallback the generated function
             result = await recover3(call, error)          # fallback
         return result
 
-The source depends only on which functions the stages have, so it is compiled once per such shape.
+where a stage's `Quick` lines stand in the place of `enter` and `done`: calling them would double the cost of the whole
+pipeline. The source depends only on which parts the stages have, so it is compiled once per such shape; tracebacks
+show it, and `Pipeline.source()` prints it.
 """
 
 from __future__ import annotations
 
 import functools
 import linecache
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from msgspec import Struct
 
 from agentrt.call import Call, Inline, Middleware, Next, label_at_terminal
 from agentrt.errors import TRANSIENT, Label, ResultRejected
 from agentrt.stream import Stream
 
-__all__ = ["Classify", "compose"]
+__all__ = ["Classify", "Prologue", "compose"]
 
 Classify = Callable[[BaseException], Label | None]
 Note = Callable[[Call[Any], BaseException], None]
@@ -49,22 +54,26 @@ Note = Callable[[Call[Any], BaseException], None]
 
 def compose(
     stages: Sequence[Middleware],
-    terminal: Next[Any],
+    terminal: Next[Any] | str,
     *,
     stream: bool,
     classify: Classify | None = None,
     retry_on: Any = None,
     retry_result: Callable[[Any], bool] | None = None,
+    prologue: Prologue | None = None,
 ) -> Next[Any]:
-    """Put `stages` (from the call outward) around `terminal`.
+    """Put `stages` (from the call outward) around `terminal`. With a `prologue` the result makes its own call.
 
     `classify` is the terminal's own judgement of its errors (None: no opinion). `retry_on` and `retry_result` are
-    Retry's, which are applied here, where errors are labelled, so that every stage sees the same verdict.
+    Retry's, which are applied here, where errors are labelled, so that every stage sees the same verdict. A
+    terminal that is one expression of `call` may be given as its source.
     """
-    inner = _rejecting(terminal, retry_result) if retry_result is not None and not stream else terminal
+    inner = terminal
+    if retry_result is not None and not stream:
+        inner = _rejecting(_as_function(terminal), retry_result)
     note = _labeller(classify, retry_on)
     if stream:
-        inner = _opening(inner, note)
+        inner = _opening(_as_function(inner), note)
     group = _Group(inner, note, stream=stream)
     for index, stage in enumerate(stages):
         inline = getattr(stage, "inline", None)
@@ -72,13 +81,13 @@ def compose(
             group = _Group(_link(stage, group.build()), None, stream=stream)
         else:
             group.add(inline(_later(group.snapshot()), stages[:index]))
-    return group.build()
+    return group.build(prologue)
 
 
 class _Group:
     """Neighbouring inlined stages around `call_next`, from the inside outwards."""
 
-    def __init__(self, call_next: Next[Any], note: Note | None, *, stream: bool) -> None:
+    def __init__(self, call_next: Next[Any] | str, note: Note | None, *, stream: bool) -> None:
         self._call_next = call_next
         self._note = note
         self._stream = stream
@@ -93,27 +102,81 @@ class _Group:
         copy._forms = list(self._forms)
         return copy
 
-    def build(self) -> Next[Any]:
+    def build(self, prologue: Prologue | None = None) -> Next[Any]:
         """One coroutine function for all of them."""
-        if not self._forms and self._note is None:
-            return self._call_next
-        names: dict[str, Any] = {"call_next": self._call_next}
+        if not self._forms and self._note is None and prologue is None:
+            return _as_function(self._call_next)
+        names: dict[str, Any] = {}
+        terminal = "call_next(call)"
+        if isinstance(self._call_next, str):
+            terminal = self._call_next
+        else:
+            names["call_next"] = self._call_next
         if self._note is not None:
             names["note"] = self._note
-        shape = []
-        for index, form in enumerate(self._forms):
-            parts = {
-                "enter": form.enter,
-                "done": form.committed if self._stream else form.done,
-                "failed": form.failed,
-                "recover": form.recover,
-            }
-            present = {part: function for part, function in parts.items() if function is not None}
-            shape.append(tuple(present))
-            names |= {f"{part}{index}": function for part, function in present.items()}
-        make = _factory(tuple(shape), noted=self._note is not None, stream=self._stream)
-        composed: Next[Any] = make(**names)
+        if prologue is not None:
+            names |= prologue.names
+        parts = tuple(self._parts(index, form, names) for index, form in enumerate(self._forms))
+        shape = _Shape(
+            parts,
+            terminal=terminal,
+            noted=self._note is not None,
+            stream=self._stream,
+            prologue=None if prologue is None else (prologue.parameters, prologue.lines),
+            names=tuple(names),
+        )
+        composed: Next[Any] = _factory(shape)(**names)
         return composed
+
+    def _parts(self, index: int, form: Inline, names: dict[str, Any]) -> _Parts:
+        """What the source of one stage depends on; its functions and values go into `names`."""
+        done = form.committed if self._stream else form.done
+        functions = {"enter": form.enter, "done": done, "failed": form.failed, "recover": form.recover}
+        names |= {f"{part}{index}": function for part, function in functions.items() if function is not None}
+        lines = {}
+        for part, quick in (("enter", form.quick_enter), ("done", form.quick_done)):
+            if quick is not None and not self._stream:
+                names |= {f"{name}{index}": value for name, value in quick.names.items()}
+                lines[part] = quick.lines
+        return _Parts(
+            enter=form.enter is not None,
+            done=done is not None,
+            failed=form.failed is not None,
+            recover=form.recover is not None,
+            quick_enter=lines.get("enter"),
+            quick_done=lines.get("done"),
+        )
+
+
+class Prologue(Struct, frozen=True):
+    """How a composed function makes its own `call`: its `parameters`, and source `lines` that set `call`, `record`
+    and `now`, using `names`."""
+
+    parameters: str
+    lines: str
+    names: dict[str, Any]
+
+
+class _Parts(Struct, frozen=True):
+    """What the source of one stage depends on."""
+
+    enter: bool
+    done: bool
+    failed: bool
+    recover: bool
+    quick_enter: str | None
+    quick_done: str | None
+
+
+class _Shape(Struct, frozen=True):
+    """What the source of a composed function depends on."""
+
+    parts: tuple[_Parts, ...]
+    terminal: str
+    noted: bool
+    stream: bool
+    prologue: tuple[str, str] | None
+    names: tuple[str, ...]
 
 
 def _later(group: _Group) -> Next[Any]:
@@ -128,24 +191,15 @@ def _later(group: _Group) -> Next[Any]:
     return call_next
 
 
+# --- the generated source ------------------------------------------------------------------------------
+
+
 @functools.cache
-def _factory(shape: tuple[tuple[str, ...], ...], *, noted: bool, stream: bool) -> Callable[..., Next[Any]]:
+def _factory(shape: _Shape) -> Callable[..., Next[Any]]:
     """Compile the function that closes a composed coroutine over the stages' functions."""
-    body = ["result = await call_next(call)"]
-    if noted and not any("failed" in parts for parts in shape[:1]):
-        body = ["try:", *_indent(body), "except Exception as error:", "    note(call, error)", "    raise"]
-    for index, parts in enumerate(shape):
-        body = _around(body, index, parts, note=noted and index == 0, stream=stream)
-    parameters = ["call_next"] + (["note"] if noted else [])
-    parameters += [f"{part}{index}" for index, parts in enumerate(shape) for part in parts]
-    lines = [
-        f"def make({', '.join(parameters)}):",
-        "    async def composed(call):",
-        *_indent(_indent([*body, "return result"])),
-        "    return composed",
-    ]
-    source = "\n".join(lines) + "\n"
-    file = f"<agentrt pipeline {'-'.join('+'.join(parts) for parts in shape) or 'bare'}>"
+    source = _source(shape)
+    # A name of its own, so that tracebacks and profilers show the generated lines.
+    file = f"<agentrt pipeline {len(linecache.cache)}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     namespace: dict[str, Any] = {}
     exec(compile(source, file, "exec"), namespace)
@@ -153,30 +207,68 @@ def _factory(shape: tuple[tuple[str, ...], ...], *, noted: bool, stream: bool) -
     return make
 
 
-def _around(body: list[str], index: int, parts: Sequence[str], *, note: bool, stream: bool) -> list[str]:
+def _source(shape: _Shape) -> str:
+    body = [f"result = await {shape.terminal}"]
+    quick = "\n".join(f"{parts.quick_enter}\n{parts.quick_done}" for parts in shape.parts)
+    if re.search(r"\bend\b", quick):
+        body.append("end = time()")
+    if shape.noted and not any(parts.failed for parts in shape.parts[:1]):
+        body = ["try:", *_indent(body), "except Exception as error:", "    note(call, error)", "    raise"]
+    for index, parts in enumerate(shape.parts):
+        body = _around(body, index, parts, noted=shape.noted and index == 0, stream=shape.stream)
+    if shape.prologue is not None:
+        body = [*shape.prologue[1].strip("\n").splitlines(), *body]
+    elif any(parts.quick_enter or parts.quick_done for parts in shape.parts):
+        body = ["record = call.record", "time = record.time", "now = time()", *body]
+    parameters = "call" if shape.prologue is None else shape.prologue[0]
+    lines = [
+        f"def make({', '.join(shape.names)}):",
+        f"    async def composed({parameters}):",
+        *_indent(_indent([*body, "return result"])),
+        "    return composed",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _around(body: list[str], index: int, parts: _Parts, *, noted: bool, stream: bool) -> list[str]:
     """The lines of one stage around `body`."""
-    token = f"token{index}" if "enter" in parts else "None"
-    done = f"done{index}({token}, call{', result' if stream else ''})" if "done" in parts else None
-    lines = [f"token{index} = enter{index}(call)"] if "enter" in parts else []
-    if "failed" in parts:
-        lines += ["try:", *_indent(body), "except BaseException as error:"]
-        lines += ["    note(call, error)"] if note else []
-        lines += [
-            f"    raised = failed{index}({token}, call, error)",
-            "    if raised is error:",
-            "        raise",
-            "    raise raised from raised.__cause__",
+    token = f"token{index}" if parts.enter else "None"
+    enter = [f"token{index} = enter{index}(call)"] if parts.enter else []
+    if parts.quick_enter is not None:
+        enter = _numbered(parts.quick_enter, index)
+    done = [f"done{index}({token}, call{', result' if stream else ''})"] if parts.done else []
+    if parts.quick_done is not None:
+        done = _numbered(parts.quick_done, index)
+    if parts.failed:
+        failed = [
+            *(["note(call, error)"] if noted else []),
+            f"raised = failed{index}({token}, call, error)",
+            "if raised is error:",
+            "    raise",
+            "raise raised from raised.__cause__",
         ]
-        return lines + ([done] if done else [])
-    if "recover" in parts:
-        lines += ["try:", *_indent(body), "except Exception as error:"]
-        lines += [f"    result = await recover{index}(call, error)"]
-        return lines + (["else:", f"    {done}"] if done else [])
-    return lines + body + ([done] if done else [])
+        return [*enter, "try:", *_indent(body), "except BaseException as error:", *_indent(failed), *done]
+    if parts.recover:
+        recover = [f"result = await recover{index}(call, error)"]
+        lines = [*enter, "try:", *_indent(body), "except Exception as error:", *_indent(recover)]
+        return [*lines, "else:", *_indent(done)] if done else lines
+    return [*enter, *body, *done]
+
+
+def _numbered(lines: str, index: int) -> list[str]:
+    """A stage's lines, with its own names made unlike those of the other stages."""
+    return re.sub(r"\$(\w+)", rf"\g<1>{index}", lines).strip("\n").splitlines()
 
 
 def _indent(lines: Sequence[str]) -> list[str]:
     return ["    " + line for line in lines]
+
+
+def _as_function(terminal: Next[Any] | str) -> Next[Any]:
+    if not isinstance(terminal, str):
+        return terminal
+    shape = _Shape((), terminal=terminal, noted=False, stream=False, prologue=None, names=())
+    return _factory(shape)()
 
 
 def _link(stage: Middleware, inner: Next[Any]) -> Next[Any]:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import operator
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast
@@ -25,7 +24,7 @@ from msgspec import Struct
 from agentrt import options
 from agentrt.call import ENCLOSING, RUN, UNBOUNDED, Call, Middleware, Next, Record
 from agentrt.clock import reader
-from agentrt.compose import Classify, compose
+from agentrt.compose import Classify, Prologue, compose
 from agentrt.errors import ConfigError
 from agentrt.stream import Stream
 
@@ -176,16 +175,16 @@ class Pipeline:
 
     # --- calling ---------------------------------------------------------------------------------------
 
-    async def call(self, function: Callable[[*Ts], Awaitable[R]], *args: *Ts) -> R:
+    def call(self, function: Callable[[*Ts], Awaitable[R]], *args: *Ts) -> Coroutine[Any, Any, R]:
         """Call `await function(*args)` through the pipeline; use functools.partial for keyword arguments.
 
         Raises what the function raised (the same object), or one of our refusals, timeouts or `ResultRejected`.
         """
-        send = self._value
-        if send is None:
-            send = self._compose_value()
-        result: R = await send(self.new_call(partial(function, *args) if args else function))
-        return result
+        composed: Any = self._compose(_INVOKE, stream=False, prologue=self._prologue())
+        # From now on the composed function itself stands where this method was looked up.
+        self.__dict__["call"] = composed
+        coroutine: Coroutine[Any, Any, R] = composed(function, *args)
+        return coroutine
 
     def stream(
         self, function: Callable[[*Ts], AsyncIterator[T] | Awaitable[AsyncIterator[T]]], *args: *Ts
@@ -216,8 +215,7 @@ class Pipeline:
         attempt that we are inside of."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop = loop
-            self._time = reader(loop)
+            self._bind(loop)
         now = self._time()
         deadline = now + self._seconds
         run = RUN.get()
@@ -252,14 +250,37 @@ class Pipeline:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _compose_value(self) -> Next[Any]:
-        self._value = self._compose(self._terminal or _invoke, stream=False)
+        self._value = self._compose(self._terminal or _INVOKE, stream=False)
         return self._value
 
     def _compose_stream(self) -> Next[Any]:
         self._streaming = self._compose(self._terminal or _open, stream=True)
         return self._streaming
 
-    def _compose(self, terminal: Next[Any], *, stream: bool) -> Next[Any]:
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._time = reader(loop)
+
+    def _prologue(self) -> Prologue:
+        """`new_call` as source, for a call that no other encloses."""
+        names = {
+            "Call": Call,
+            "Record": Record,
+            "covers": self.idempotent and self._retries,
+            "enclosing": ENCLOSING.get,
+            "get_running_loop": asyncio.get_running_loop,
+            "idempotent": self.idempotent,
+            "kind": self.kind,
+            "operation": self.operation,
+            "partial": partial,
+            "pipeline": self,
+            "running": RUN.get,
+            "seconds": self._seconds,
+            "target": self.target,
+        }
+        return Prologue("function, *args", _PROLOGUE, names)
+
+    def _compose(self, terminal: Next[Any] | str, *, stream: bool, prologue: Prologue | None = None) -> Any:
         stages = [stage for stage in _holding_deadline(self.stages) if getattr(stage, "is_used", True)]
         retry = next((stage for stage in stages if stage_name(stage) == "retry"), None)
         return compose(
@@ -269,6 +290,7 @@ class Pipeline:
             classify=self._classify,
             retry_on=getattr(retry, "retry_on", None),
             retry_result=getattr(retry, "retry_result", None),
+            prologue=prologue,
         )
 
     def _changed(self, layout: Sequence[Any]) -> Pipeline:
@@ -276,6 +298,7 @@ class Pipeline:
         changed.__dict__.update(self.__dict__)
         changed._layout = list(layout)
         changed._value = changed._streaming = None
+        changed.__dict__.pop("call", None)
         changed._retries = any(
             stage_name(stage) == "retry" and getattr(stage, "max_attempts", 1) > 1 for stage in changed.stages
         )
@@ -441,8 +464,31 @@ def _is_placed(item: Any, anchor: str) -> bool:
     return isinstance(item, _Placed) and item.anchor == anchor and not item.outside
 
 
-# What a function pipeline does with a call: the request is a function of no arguments. A C function, so no frame.
-_invoke: Any = operator.methodcaller("request")
+# `Pipeline.call` begins with this: `new_call` without the options that it never uses.
+_PROLOGUE = """
+if enclosing() is None:
+    loop = get_running_loop()
+    if loop is not pipeline._loop:
+        pipeline._bind(loop)
+    time = pipeline._time
+    now = time()
+    deadline = now + seconds
+    run = running()
+    if run is not None and run.deadline < deadline:
+        deadline = run.deadline
+    record = Record(loop, time, now, target, deadline)
+    request = partial(function, *args) if args else function
+    call = Call(kind, operation, target, request, idempotent, False, deadline, 1, run, record, None, False, covers)
+else:
+    call = pipeline.new_call(partial(function, *args))
+    record = call.record
+    time = record.time
+    now = record.started
+"""
+
+
+# What a function pipeline does with a call: its request is a function of no arguments.
+_INVOKE = "call.request()"
 
 
 async def _open(call: Call[Any]) -> Stream[Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from agentrt.call import CircuitChange
 from agentrt.errors import CircuitOpen
@@ -85,10 +85,12 @@ class Policy:
 class Window:
     """The permit of a closed circuit: counts outcomes of one generation. `call` is for the state change's report."""
 
-    __slots__ = ("_circuit", "calls", "failures", "slow")
+    __slots__ = ("_circuit", "calls", "failures", "quiet", "slow")
 
     def __init__(self, circuit: Circuit) -> None:
         self._circuit = circuit
+        self.quiet = False
+        """True while another success would change nothing: it need not be reported."""
         self.calls = 0
         self.failures = 0
         self.slow = 0
@@ -152,11 +154,15 @@ class CountWindow(Window):
         self._position = position if position < self._size else 0
         if self.calls < self._size:
             self.calls += 1
+        elif not self.failures and not self.slow:
+            # Full of good outcomes: only the position would move, over a ring of zeros.
+            self.quiet = True
 
     def is_clean(self, now: float) -> bool:
         return not self.failures and not self.slow
 
     def _add(self, now: float, *, failed: bool, slow: bool) -> None:
+        self.quiet = False
         old = self._ring[self._position]
         new = (self._FAILED if failed else 0) | (self._SLOW if slow else 0)
         self.failures += (new & self._FAILED) - (old & self._FAILED)
@@ -220,15 +226,18 @@ class StreakWindow(Window):
     def __init__(self, circuit: Circuit, threshold: int) -> None:
         super().__init__(circuit)
         self._threshold = threshold
+        self.quiet = True
 
     def success(self, now: float, call: Any) -> None:
         self.failures = 0
+        self.quiet = True
 
     def is_clean(self, now: float) -> bool:
         return not self.failures
 
     def _add(self, now: float, *, failed: bool, slow: bool) -> None:
         self.failures += 1
+        self.quiet = False
 
     def _judge(self, now: float, call: Any) -> None:
         if self.failures >= self._threshold:
@@ -239,6 +248,8 @@ class Probe:
     """The permit of one call through a half-open circuit."""
 
     __slots__ = ("_circuit", "started")
+
+    quiet: ClassVar[bool] = False
 
     def __init__(self, circuit: Circuit, started: float) -> None:
         self._circuit = circuit

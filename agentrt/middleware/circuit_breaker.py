@@ -167,7 +167,7 @@ class CircuitBreaker:
             quick_enter=Quick(_QUICK_ENTER, {"circuits": self._circuits, "CLOSED": CLOSED})
             if quick
             else None,
-            quick_done=Quick("$token.success(end, call)") if quick else None,
+            quick_done=Quick(_QUICK_DONE) if quick else None,
         )
 
     def enter(self, call: Call[Any], /) -> Permit:
@@ -311,4 +311,8 @@ if $circuit is None or $circuit.state is not $CLOSED:
     $token = $enter(call)
 else:
     $token = $circuit.window
+"""
+_QUICK_DONE = """
+if not $token.quiet:
+    $token.success(end, call)
 """
