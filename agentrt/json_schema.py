@@ -344,8 +344,11 @@ def mentions_pydantic(annotation: Any, seen: set[Any] | None = None) -> bool:
     return any(mentions_pydantic(hint, seen) for hint in hints.values())
 
 
+_QUALIFIER = re.compile(r"""(?<!['"\w.])(?:[A-Za-z_]\w*\.|<locals>\.)+(?=[A-Za-z_])""")
+
+
 def show(annotation: Any) -> str:
     """An annotation as its author wrote it."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation.__qualname__.rpartition("<locals>.")[2]
-    return str(annotation).replace("typing.", "").replace("__main__.", "")
+    return _QUALIFIER.sub("", str(annotation))

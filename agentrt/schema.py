@@ -83,12 +83,15 @@ class Arguments:
             data = b"{}"
         try:
             values = self._decoder.decode(data)
-        except msgspec.ValidationError:
-            return self.convert(_decode_json(data), is_json=True)
+        except msgspec.ValidationError as error:
+            try:
+                raw = msgspec.json.decode(data)
+            except msgspec.DecodeError:
+                raise self._mistake(str(error)) from error
+            return self.convert(raw, is_json=True)
         except (msgspec.DecodeError, UnicodeError) as error:
             raise ToolArgumentError(f"the arguments are not valid JSON: {error}") from error
-        raw = _decode_json(data) if self._is_nested else None
-        return self._finish(values, raw, is_json=True)
+        return self._finish(values, _decode_json(data) if self._is_nested else None, is_json=True)
 
     def convert(self, data: Any, *, is_json: bool = False) -> dict[str, Any]:
         """The same from a mapping; `is_json`: all its values came from JSON."""
@@ -157,17 +160,19 @@ class Arguments:
         if missing := re.fullmatch(r"Object missing required field `(.+)`", problem):
             if not path:
                 return ToolArgumentError(f"argument `{missing[1]}` is missing", argument=missing[1])
-            problem = f"the field `{missing[1]}` is missing"
+            said = f"the field `{missing[1]}` is missing"
         elif unknown := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
             if not path:
                 return self._unknown(unknown[1])
-            problem = f"there is no field `{unknown[1]}`"
+            said = f"there is no field `{unknown[1]}`"
+        else:
+            said = _plain(problem)
         if not path:
             got = problem.rpartition("got ")[2].strip("`")
             return ToolArgumentError(f"the arguments must be a JSON object, not {_ARTICLES.get(got, got)}")
         name = re.split(r"[.\[]", path[2:], maxsplit=1)[0]
-        allowed = _allowed(self.schema, path) if problem.startswith("Invalid enum") else ""
-        return ToolArgumentError(f"argument `{name}`: {_plain(problem)} at {path}{allowed}", argument=name)
+        allowed = _allowed(self.schema, path) if problem.startswith(("Invalid enum", "Invalid value")) else ""
+        return ToolArgumentError(f"argument `{name}`: {said} at {path}{allowed}", argument=name)
 
     def _unknown(self, name: str) -> ToolArgumentError:
         known = ", ".join(f"`{known}`" for known in self._names)
@@ -321,22 +326,26 @@ def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 
 def _allowed(root: dict[str, Any], path: str) -> str:
     """The values that the schema allows at `path`, if it lists them there."""
-    schema = root
+    found = [root]
     for step in re.findall(r"\.([^.\[]+)|\[(?:\d+|\.\.\.)\]", path):
-        schema = _resolve(schema, root)
-        choices = [_resolve(member, root) for member in schema.get("anyOf", [schema])]
         inner = [
             choice.get("properties", {}).get(step)
             if step
             else choice.get("items", choice.get("additionalProperties"))
-            for choice in choices
+            for choice in _choices(found, root)
         ]
-        schema = next((found for found in inner if isinstance(found, dict)), {})
-    schema = _resolve(schema, root)
-    values = [
-        value for member in schema.get("anyOf", [schema]) for value in _resolve(member, root).get("enum", [])
-    ]
+        found = [schema for schema in inner if isinstance(schema, dict)]
+    values = [value for choice in _choices(found, root) for value in choice.get("enum", [])]
     return f"; allowed are {', '.join(map(repr, values))}" if values else ""
+
+
+def _choices(schemas: list[dict[str, Any]], root: dict[str, Any]) -> list[dict[str, Any]]:
+    """`schemas` without references and unions."""
+    plain: list[dict[str, Any]] = []
+    for schema in schemas:
+        resolved = _resolve(schema, root)
+        plain += _choices(resolved["anyOf"], root) if "anyOf" in resolved else [resolved]
+    return plain
 
 
 def _unknown_key(value: Any, schema: dict[str, Any], root: dict[str, Any], path: str) -> str | None:

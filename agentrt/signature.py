@@ -204,7 +204,8 @@ def _names_context(annotation: Any) -> bool:
     """True for text such as "Context" or "agentrt.Context | None": usually imported for type checkers only."""
     if not isinstance(annotation, str):
         return False
-    words = [word.strip() for word in annotation.split("|")]
+    # Quotes inside the text: the author wrote "Context" with postponed annotations on.
+    words = [word.strip(" '\"") for word in annotation.split("|")]
     return [word.rpartition(".")[2] for word in words if word != "None"] == ["Context"]
 
 

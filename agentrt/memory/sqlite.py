@@ -34,7 +34,8 @@ APPLICATION_ID = 0x61677274
 SCHEMA_VERSION = 1
 
 QUERY_WORDS = 64
-"""A query's first so many different words count."""
+QUERY_CHARACTERS = 10_000
+"""Of a query the first so many count: different words, and characters."""
 
 SCHEMA = (
     """CREATE TABLE items (
@@ -322,7 +323,7 @@ def _words(text: str) -> str:
 def _match(query: str) -> str:
     """The query in FTS5's language: any of its words, of a run without spaces any two neighbours. "" for no words."""
     wanted: dict[str, None] = {}
-    for piece in _pieces(query):
+    for piece in _pieces(query[:QUERY_CHARACTERS]):
         pairs = [f"{first} {second}" for first, second in itertools.pairwise(piece)]
         wanted.update(dict.fromkeys(pairs or piece))
         if len(wanted) >= QUERY_WORDS:
