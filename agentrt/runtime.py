@@ -89,7 +89,6 @@ class Runtime:
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
         self._tools: dict[tuple[Any, Any], Tool[..., Any]] = {}
         self._tools_of: dict[Any, dict[str, Tool[..., Any]]] = {}
-        self._running: set[Context] = set()
         self.telemetry = [(table.plugin, table.make()) for table in self.config.telemetry()]
         """The telemetry backends that are on, by name; they are opened with the runtime."""
         self._pipelines = Pipelines(
@@ -382,7 +381,6 @@ class Runtime:
             )
         )
         token = RUN.set(ctx)
-        self._running.add(ctx)
         started = ctx.elapsed
         armed = _arm(ctx)
         try:
@@ -399,7 +397,6 @@ class Runtime:
             raise raised from raised.__cause__
         finally:
             RUN.reset(token)
-            self._running.discard(ctx)
         if armed is not None:
             Timers.of(ctx.loop).disarm(armed)
         result = RunResult(output, _as_text(output), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
