@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
@@ -179,7 +179,7 @@ class Context:
         model: str | Sequence[str] | None = None,
         tools: Sequence[Any] = (),
         settings: Settings | None = None,
-    ) -> AsyncIterator[Stream[StreamItem]]:
+    ) -> AsyncGenerator[Stream[StreamItem], None]:
         """Stream an answer: `async with ctx.stream_model("...") as stream: async for item in stream: ...`."""
         request, targets = self.request(messages, model=model, tools=tools, settings=settings)
         async with self.open_model(request, targets) as stream:
@@ -267,7 +267,7 @@ class Context:
     @asynccontextmanager
     async def open_model(
         self, request: ModelRequest, targets: tuple[str, ...]
-    ) -> AsyncIterator[Stream[StreamItem]]:
+    ) -> AsyncGenerator[Stream[StreamItem], None]:
         from agentrt.models.protocol import Finished
 
         self.counters.model_call()

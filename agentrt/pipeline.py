@@ -250,12 +250,14 @@ class Pipeline:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _compose_value(self) -> Next[Any]:
-        self._value = self._compose(self._terminal or _INVOKE, stream=False)
-        return self._value
+        composed: Next[Any] = self._compose(self._terminal or _INVOKE, stream=False)
+        self._value = composed
+        return composed
 
     def _compose_stream(self) -> Next[Any]:
-        self._streaming = self._compose(self._terminal or _open, stream=True)
-        return self._streaming
+        composed: Next[Any] = self._compose(self._terminal or _open, stream=True)
+        self._streaming = composed
+        return composed
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

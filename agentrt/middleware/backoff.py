@@ -63,17 +63,17 @@ class Backoff:
 
     def longest(self, n: int) -> float:
         """The longest wait that `delay(n)` can give (for "decorrelated": for n = 1)."""
-        match self.growth:
-            case "exponential":
-                grown = self.initial * 2.0 ** min(n - 1, 64)
-            case "linear":
-                grown = self.initial * n
-            case "constant":
-                grown = self.initial
-            case "decorrelated":
-                grown = self.initial * 3.0
-            case function:
-                grown = max(0.0, float(function(n)))
+        growth = self.growth
+        if callable(growth):
+            grown = max(0.0, float(growth(n)))
+        elif growth == "exponential":
+            grown = self.initial * 2.0 ** min(n - 1, 64)
+        elif growth == "linear":
+            grown = self.initial * n
+        elif growth == "decorrelated":
+            grown = self.initial * 3.0
+        else:
+            grown = self.initial
         return min(self.maximum, grown)
 
 

@@ -69,3 +69,15 @@ def wants(name: str, arguments: str = "{}", *, id: str = "call-1") -> ToolCall:
 def types(events: Sequence[Any]) -> list[str]:
     """The tags of events, in order."""
     return [event.__struct_config__.tag for event in events]
+
+
+async def watch(run: Any, seen: list[Any]) -> Exception | None:
+    """Collect the events of a run until it ends; returns its error."""
+    events = aiter(run)
+    while True:
+        try:
+            seen.append(await anext(events))
+        except StopAsyncIteration:
+            return None
+        except Exception as error:
+            return error

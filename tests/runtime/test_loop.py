@@ -23,7 +23,7 @@ from agentrt import (
     tool,
 )
 from agentrt.models.protocol import ModelResponse, Usage
-from tests.runtime.doubles import FakeModel, types, wants
+from tests.runtime.doubles import FakeModel, types, wants, watch
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.virtual_time]
 
@@ -328,22 +328,10 @@ async def test_a_stream_that_breaks_in_the_middle_keeps_its_text_and_is_not_repe
     runtime, model = runtime_with(("part ", TransientError("cut")), "whole answer")
     seen: list[Any] = []
     async with runtime, runtime.stream(Assistant, "go") as run:
-        error = await _watch(run, seen)
+        error = await watch(run, seen)
     assert isinstance(error, TransientError)
     assert types(seen) == ["run_started", "model_started", "text_delta", "run_failed"]
     assert len(model.requests) == 1
-
-
-async def _watch(run: Any, seen: list[Any]) -> Exception | None:
-    """Collect the events of a run until it ends; returns its error."""
-    events = aiter(run)
-    while True:
-        try:
-            seen.append(await anext(events))
-        except StopAsyncIteration:
-            return None
-        except Exception as error:
-            return error
 
 
 async def test_a_stream_that_breaks_before_its_first_item_is_retried() -> None:
