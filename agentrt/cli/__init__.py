@@ -1,0 +1,1 @@
+"""The command line: `agentrt run`, `explain`, `check`, `plugins`, `models`, `completion`. One file per command."""

@@ -1,0 +1,73 @@
+"""Log records and Python's warnings on stderr, in the same form as the rest of what a command says."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TextIO
+
+from agentrt.cli.terminal import Style, Terminal
+
+__all__ = ["show_logs", "show_warnings"]
+
+DEFAULT_LEVEL = "warning"
+_STYLES: dict[int, Style] = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
+
+
+class _Handler(logging.Handler):
+    """Writes `level: message`; loggers that are not agentrt's are named, and from "info" down so is the time."""
+
+    def __init__(self, terminal: Terminal, *, with_time: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+        self._with_time = with_time
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._terminal.say(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        style = _STYLES.get(record.levelno, "dim")
+        level = self._terminal.style(f"{record.levelname.lower()}:", style)
+        name = "" if record.name.startswith("agentrt") else f"{record.name}: "
+        text = f"{level} {name}{super().format(record)}"
+        return f"{self._time(record)} {text}" if self._with_time else text
+
+    def _time(self, record: logging.LogRecord) -> str:
+        import time
+
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        return self._terminal.style(f"{clock}.{int(record.msecs):03d}", "dim")
+
+
+def show_logs(level: str | None, terminal: Terminal) -> None:
+    """Send the records of all loggers from `level` ("warning") up to stderr. Called again, it only changes the level."""
+    number = logging.getLevelNamesMapping()[(level or DEFAULT_LEVEL).upper()]
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if isinstance(handler, _Handler):
+            root.removeHandler(handler)
+    root.addHandler(_Handler(terminal, with_time=number <= logging.INFO))
+    root.setLevel(number)
+
+
+def show_warnings(terminal: Terminal) -> None:
+    """Show warnings of agentrt in one line, with the place only if that is the user's; all others as Python does."""
+    as_python_does = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if file is None and category.__module__.startswith("agentrt"):
+            terminal.warning(str(message))
+        else:
+            as_python_does(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show

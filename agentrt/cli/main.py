@@ -1,0 +1,121 @@
+"""The command `agentrt`: finds the command that is asked for, and turns how it ends into an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from agentrt import __version__
+from agentrt.cli.report import CLOSED, INTERRUPTED, OK, USAGE, report, wants_full_traceback
+from agentrt.cli.signals import end_at_sigterm
+from agentrt.cli.terminal import OutputClosed, Terminal
+
+__all__ = ["cli", "main"]
+
+COMMANDS = {
+    "run": "Run an agent on a message, or talk to it.",
+    "explain": "Draw what every call of an agent goes through.",
+    "check": "Find out what is wrong before running anything.",
+    "plugins": "List plugins, with version and state.",
+    "models": "List and fetch the models that run here.",
+    "completion": "Print the completion script of a shell.",
+}
+"""The commands in the order of the help. Each is in the module of its name, which is imported when it is used."""
+
+EXAMPLES = """\b
+Examples:
+  agentrt run my_agent:Agent "What is the capital of France?"
+  agentrt run examples/assistant.py:Assistant
+  agentrt explain my_agent:Agent
+  agentrt run --help
+"""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"agentrt.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(_no_command(args[0]))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Commands,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, "-V", "--version", prog_name="agentrt", message="%(prog)s %(version)s")
+def cli() -> None:
+    """The runtime for Python agents: every model, tool, memory and secret call goes through one resilient
+    pipeline."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point of the console script. Never returns: it exits with the command's code."""
+    terminal = Terminal()
+    end_at_sigterm()
+    try:
+        code = _run(arguments, terminal)
+    except OutputClosed:
+        code = CLOSED
+    except KeyboardInterrupt:
+        terminal.end_line()
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None, terminal: Terminal) -> int:
+    try:
+        code: Any = cli.main(
+            None if arguments is None else list(arguments),
+            prog_name="agentrt",
+            obj=terminal,
+            standalone_mode=False,
+        )
+    except click.ClickException as error:
+        return _misused(error, terminal)
+    except click.Abort:  # what click makes of KeyboardInterrupt
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        return report(error, terminal, full=wants_full_traceback(False), doing="agentrt")
+    return code if isinstance(code, int) else OK
+
+
+def _misused(error: click.ClickException, terminal: Terminal) -> int:
+    """One message, and where the help is; not the whole usage."""
+    message = error.format_message()
+    terminal.error(message[:1].lower() + message[1:].rstrip("."))
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx is not None else "agentrt"
+        terminal.hint(f"{path} --help shows how it is used")
+        return USAGE
+    return error.exit_code
+
+
+def _no_command(name: str) -> str:
+    import difflib
+
+    similar = difflib.get_close_matches(name, COMMANDS, n=1)
+    if similar:
+        return f"there is no command {name!r}; did you mean {similar[0]}?"
+    if ":" in name:
+        return f"there is no command {name!r}; to run an agent say: agentrt run {name}"
+    return f"there is no command {name!r}; there are: {', '.join(COMMANDS)}"

@@ -1,0 +1,178 @@
+"""What a command says about an error, and the exit code that it ends with.
+
+    0    ok
+    1    the agent failed
+    2    usage or configuration
+    3    the target could not be imported
+    124  the run's deadline was over
+    130  SIGINT (Ctrl-C)
+    141  whoever read stdout has gone away
+    143  SIGTERM
+
+A mistake of the user's gets one message: what, where, what to do. A bug in the agent gets the traceback of the agent's own
+frames and one line that sums it up.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from agentrt.cli.terminal import Terminal
+from agentrt.errors import AgentrtError, ConfigError, DeadlineExceeded, PluginError
+
+__all__ = [
+    "AGENT_ERROR",
+    "CLOSED",
+    "DEADLINE",
+    "IMPORT_ERROR",
+    "INTERRUPTED",
+    "OK",
+    "TERMINATED",
+    "USAGE",
+    "TargetError",
+    "UserCodeError",
+    "exit_code",
+    "report",
+    "wants_full_traceback",
+]
+
+OK = 0
+AGENT_ERROR = 1
+USAGE = 2
+IMPORT_ERROR = 3
+DEADLINE = 124
+INTERRUPTED = 130
+CLOSED = 141
+TERMINATED = 143
+
+TRACEBACK_VARIABLE = "AGENTRT_TRACEBACK"
+
+
+class TargetError(AgentrtError):
+    """The target names a module or an attribute that is not there."""
+
+
+class UserCodeError(AgentrtError):
+    """The user's code raised while we imported or called it; the exception itself is the cause."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code for a command that ends with `error`."""
+    match error:
+        case TargetError() | UserCodeError():
+            return IMPORT_ERROR
+        case ConfigError() | PluginError():
+            return USAGE
+        case DeadlineExceeded(scope="run"):
+            return DEADLINE
+        case _:
+            return AGENT_ERROR
+
+
+def report(error: BaseException, terminal: Terminal, *, full: bool = False, doing: str = "agentrt") -> int:
+    """Say on stderr what went wrong, and return the exit code.
+
+    `full`: show every traceback whole. `doing`: what failed, for the line that sums up a traceback.
+    """
+    shown = error
+    if isinstance(error, UserCodeError) and error.__cause__ is not None:
+        shown = error.__cause__
+    is_known = isinstance(shown, AgentrtError)
+    if full or not is_known:
+        # A mistake in the user's file is shown by Python's own words about it; ours only say what was done.
+        terminal.say("".join(traceback_lines(shown, full=full)).rstrip("\n"))
+    if is_known:
+        terminal.error(str(error) or type(error).__name__)
+    else:
+        terminal.error(_summary(error, shown, doing))
+    for note in _notes(error):
+        terminal.say(f"  {note}")
+    for hint in _hints(error, shown, is_trimmed=not full and not is_known):
+        terminal.hint(hint)
+    return exit_code(error)
+
+
+def wants_full_traceback(option: bool) -> bool:
+    """Whether tracebacks are shown whole: `--traceback`, or AGENTRT_TRACEBACK set to anything but 0."""
+    return option or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
+
+
+def _summary(error: BaseException, shown: BaseException, doing: str) -> str:
+    text = str(shown).strip()
+    what = type(shown).__name__ + (f": {text.splitlines()[0]}" if text else "")
+    if isinstance(error, UserCodeError):
+        return f"{error}: {what}"
+    return f"{doing} failed: {what}"
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What is worth knowing besides: earlier failures of the same call, what could not be undone."""
+    if not isinstance(error, AgentrtError):
+        return []  # the traceback has shown them
+    return [line for note in getattr(error, "__notes__", ()) for line in str(note).splitlines()]
+
+
+def _hints(error: BaseException, shown: BaseException, *, is_trimmed: bool) -> list[str]:
+    if isinstance(shown, DeadlineExceeded) and shown.scope == "run":
+        return ["give the run more time with --timeout SECONDS, or find out what is slow with --jsonl"]
+    if is_trimmed and _has_hidden_frames(shown):
+        return ["--traceback shows the frames of agentrt as well"]
+    return []
+
+
+# --- tracebacks ----------------------------------------------------------------------------------------
+
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def traceback_lines(error: BaseException, *, full: bool) -> list[str]:
+    """The traceback of `error` and its causes, without the frames of agentrt and of the import system.
+
+    An error that agentrt's own code raised keeps its frames: they are what is needed to find the mistake.
+    """
+    import traceback
+
+    formatted = traceback.TracebackException.from_exception(error)
+    if not full:
+        _trim(formatted, error, set())
+    return list(formatted.format())
+
+
+def _trim(formatted: object, error: BaseException | None, seen: set[int]) -> None:
+    """Take the hidden frames out of a TracebackException, its causes and its members."""
+    if formatted is None or error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    stack = formatted.stack  # type: ignore[attr-defined]
+    own = [frame for frame in stack if not _is_hidden(frame.filename)]
+    if own and (not stack or not _is_hidden(stack[-1].filename) or _is_importing(stack[-1].filename)):
+        stack[:] = own
+    elif isinstance(error, SyntaxError):
+        stack[:] = own  # the file and line of the mistake stand below the stack
+    _trim(formatted.__cause__, error.__cause__, seen)
+    _trim(formatted.__context__, error.__context__, seen)
+    members = getattr(error, "exceptions", None)
+    for inner, member in zip(getattr(formatted, "exceptions", None) or (), members or (), strict=False):
+        _trim(inner, member, seen)
+
+
+def _has_hidden_frames(error: BaseException) -> bool:
+    frames = _files(error.__traceback__)
+    return any(file.startswith(_OWN) for file in frames) and not frames[-1].startswith(_OWN)
+
+
+def _files(traceback: TracebackType | None) -> list[str]:
+    files = []
+    while traceback is not None:
+        files.append(traceback.tb_frame.f_code.co_filename)
+        traceback = traceback.tb_next
+    return files
+
+
+def _is_hidden(filename: str) -> bool:
+    return filename.startswith(_OWN) or _is_importing(filename)
+
+
+def _is_importing(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or f"{os.sep}importlib{os.sep}" in filename

@@ -1,0 +1,129 @@
+"""SIGINT and SIGTERM while a run goes on.
+
+    SIGINT   cancel the run at once; a second one, while it cleans up, ends the process on the spot
+    SIGTERM  let the run go on for 20 s, then cancel it; a second one, or SIGINT, cancels at once
+
+The handlers are Python's, not the event loop's, so that they also act while an agent holds up the loop.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from agentrt.cli.report import INTERRUPTED, TERMINATED
+
+__all__ = ["DRAIN_SECONDS", "Signals", "end_at_sigterm"]
+
+DRAIN_SECONDS = 20.0
+"""How long a run may go on after SIGTERM."""
+
+LAST_SECONDS = 28.0
+"""After SIGTERM the process is gone by then, whatever the agent does: supervisors kill after 30 s."""
+
+
+class Signals:
+    """Takes SIGINT and SIGTERM for one run, from `__enter__` to `__exit__`.
+
+    `cancel` is called, in the loop, to cancel the run. `note` says something to the user. `received` is the first signal
+    that came, `exit_code` the exit code that it asks for. A signal that the process was started to ignore stays ignored.
+    """
+
+    def __init__(
+        self,
+        *,
+        cancel: Callable[[], object],
+        note: Callable[[str], object],
+        drain_seconds: float = DRAIN_SECONDS,
+        last_seconds: float = LAST_SECONDS,
+    ) -> None:
+        self.received: int | None = None
+        self._cancel = cancel
+        self._note = note
+        self._drain_seconds = drain_seconds
+        self._last_seconds = last_seconds
+        self._is_cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._previous: dict[int, Any] = {}
+        self._draining: asyncio.TimerHandle | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        if self.received is None:
+            return None
+        return TERMINATED if self.received == signal.SIGTERM else INTERRUPTED
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous = signal.getsignal(number)
+            if previous is not signal.SIG_IGN:
+                self._previous[number] = previous
+                signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._draining is not None:
+            self._draining.cancel()
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._is_cancelled:
+            _die(number)
+        is_first = self.received is None
+        if is_first:
+            self.received = number
+        # The handler runs in the middle of the loop's system call or of the agent's code: this wakes the loop.
+        if is_first and number == signal.SIGTERM:
+            self._end_surely()
+            self._loop.call_soon_threadsafe(self._drain)
+        else:
+            self._is_cancelled = True
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _drain(self) -> None:
+        self._note(f"SIGTERM: the run has {self._drain_seconds:g} s to finish; a second one cancels it")
+        self._draining = self._loop.call_later(self._drain_seconds, self._cancel_drained)
+
+    def _cancel_drained(self) -> None:
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            self._cancel()
+
+    def _end_surely(self) -> None:
+        """An agent that blocks the loop, or swallows its cancellation, does not keep the process."""
+        # Not threading: we may have interrupted the main thread while it holds that module's lock.
+        _thread.start_new_thread(_exit_after, (self._last_seconds,))
+
+
+def _exit_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(TERMINATED)
+
+
+def _die(number: int) -> None:
+    """End as if there were no handler: the shell sees the signal, and nothing is cleaned up."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def end_at_sigterm() -> None:
+    """Outside a run SIGTERM ends the command with exit code 143, and cleanups on the way."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)

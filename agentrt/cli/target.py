@@ -1,0 +1,281 @@
+"""Finds what the user means by TARGET: `package.module:attribute` or `path/file.py:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+from msgspec import Struct
+
+from agentrt.cli.report import TargetError, UserCodeError
+from agentrt.errors import AgentrtError, ConfigError
+
+__all__ = ["Target", "agent_names", "load_target"]
+
+EXAMPLES = "my_module:MyAgent or path/to/file.py:MyAgent"
+SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "venv", "env", "site-packages"})
+
+
+class Target(Struct, frozen=True, eq=False):
+    """A target that was found: the text that the user gave, the module, and what the attribute is."""
+
+    text: str
+    module: ModuleType
+    value: Any
+
+
+def load_target(text: str, *, app_dir: str = ".") -> Target:
+    """Import the module of `text` and take the attribute from it.
+
+    `app_dir` is put first on `sys.path`; for a file, the folder of its outermost package comes before it, as when Python
+    runs a file. Raises ConfigError if `text` is no target, TargetError if there is no such module or attribute,
+    UserCodeError if the module itself fails.
+    """
+    place, colon, attribute = text.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ConfigError(_not_a_target(text, app_dir))
+    if not os.path.isdir(app_dir):
+        raise ConfigError(f"--app-dir {app_dir}: there is no such folder")
+    _put_first(os.path.abspath(app_dir))
+    is_file = place.endswith(".py") or os.sep in place
+    module = _import_file(place) if is_file else _import_module(place, app_dir)
+    return Target(text, module, _attribute(module, place, attribute))
+
+
+# --- modules -------------------------------------------------------------------------------------------
+
+
+def _import_module(name: str, app_dir: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{name!r} is not a module's name; a target is {EXAMPLES}")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise _failed(name, error) from error
+        raise TargetError(_no_module(name, error.name, app_dir)) from None
+    except (Exception, SystemExit) as error:
+        raise _failed(name, error) from error
+
+
+def _import_file(path: str) -> ModuleType:
+    if not os.path.isfile(path):
+        raise TargetError(_no_file(path))
+    folder, file = os.path.split(os.path.abspath(path))
+    names = [file.removesuffix(".py")]
+    while os.path.isfile(os.path.join(folder, "__init__.py")):
+        folder, package = os.path.split(folder)
+        names.insert(0, package)
+    if names[-1] == "__init__":
+        names.pop()
+    _put_first(folder)
+    name = ".".join(names)
+    try:
+        if len(names) > 1:
+            return importlib.import_module(name)  # with its packages, so that its relative imports work
+        return _load_file(path, name)
+    except (Exception, SystemExit) as error:
+        raise _failed(path, error) from error
+
+
+def _load_file(path: str, name: str) -> ModuleType:
+    path = os.path.abspath(path)
+    known = sys.modules.get(name)
+    if known is not None and os.path.abspath(getattr(known, "__file__", None) or "") == path:
+        return known
+    if known is not None or name in sys.stdlib_module_names or not name.isidentifier():
+        # Somebody else's module has the name (json.py), or it can be none (my-agent.py).
+        name = f"agentrt_target_{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _put_first(folder: str) -> None:
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+
+
+def _failed(what: str, error: BaseException) -> AgentrtError:
+    if isinstance(error, ConfigError):
+        return error  # it says itself what is wrong: a tool whose signature has no schema, for example
+    return UserCodeError(f"cannot import {what}")
+
+
+# --- attributes ----------------------------------------------------------------------------------------
+
+
+def _attribute(module: ModuleType, place: str, attribute: str) -> Any:
+    value: Any = module
+    for name in attribute.split("."):
+        try:
+            value = getattr(value, name)
+        except AttributeError:
+            raise TargetError(_no_attribute(module, place, attribute)) from None
+        except Exception as error:
+            raise UserCodeError(f"cannot read {attribute} of {place}") from error
+    return value
+
+
+def agent_names(module: ModuleType) -> list[str]:
+    """The names in `module` that look like agents made there, in the order of their definition."""
+    own = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and _is_made_in(module, value) and _looks_like_agent(value)
+    ]
+    return own
+
+
+def _is_made_in(module: ModuleType, value: Any) -> bool:
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return getattr(value, "__module__", None) == module.__name__
+    return True
+
+
+def _looks_like_agent(value: Any) -> bool:
+    if inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value):
+        # A middleware is an async function, too, of two arguments.
+        return len([p for p in inspect.signature(value).parameters if p not in ("ctx", "context")]) == 1
+    run = inspect.getattr_static(value, "run", None)
+    return inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
+
+
+# --- messages ------------------------------------------------------------------------------------------
+
+
+def _not_a_target(text: str, app_dir: str) -> str:
+    if text.endswith(".py") and os.path.isfile(text):
+        return f"{text} is a file; name the agent in it as well: {_with_agent(text)}"
+    if text.isidentifier() and text in _modules_in(app_dir):
+        return f"{text} is a module; name the agent in it as well: {text}:MyAgent"
+    return f"{text!r} is not a target; a target is {EXAMPLES}"
+
+
+def _with_agent(path: str) -> str:
+    names = _names_in_file(path)
+    return f"{path}:{names[0]}" if names else f"{path}:MyAgent"
+
+
+def _names_in_file(path: str) -> list[str]:
+    """The classes with an async run and the async functions in a file, read without importing it."""
+    import ast
+
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            has_run = any(isinstance(item, ast.AsyncFunctionDef) and item.name == "run" for item in node.body)
+            if has_run or any("Agent" in ast.unparse(base) for base in node.bases):
+                names.append(node.name)
+    return names
+
+
+def _no_module(name: str, missing: str, app_dir: str) -> str:
+    where = "this folder" if os.path.abspath(app_dir) == os.getcwd() else app_dir
+    parent, _, last = missing.rpartition(".")
+    if parent:
+        message = f"there is no module {missing!r}: the package {parent!r} has none of that name"
+        folders = list(getattr(sys.modules.get(parent), "__path__", []))
+        similar = _similar(last, [found for folder in folders for found in _modules_in(folder)])
+        return f"{message}; did you mean {parent}.{similar}?" if similar else message
+    message = f"there is no module {missing!r} in {where} or among the installed packages"
+    similar = _similar(missing, _modules_in(app_dir))
+    if similar:
+        return f"{message}; did you mean {similar}?"
+    file = _file_named(name, app_dir)
+    if file is not None:
+        return f"{message}; did you mean the file {file}?"
+    return f"{message}; --app-dir names another folder to look in"
+
+
+def _no_file(path: str) -> str:
+    if os.path.isdir(path):
+        return f"{path} is a folder; a target is a file or a module with an attribute: {EXAMPLES}"
+    if os.path.isfile(path + ".py"):
+        return f"there is no file {path}; did you mean {path}.py?"
+    folder, name = os.path.split(path)
+    if folder and not os.path.isdir(folder):
+        return f"there is no file {path}: there is no folder {folder} in {os.getcwd()}"
+    similar = _similar(name, _files_in(folder or "."))
+    message = f"there is no file {path} in {os.getcwd()}"
+    return f"{message}; did you mean {os.path.join(folder, similar)}?" if similar else message
+
+
+def _no_attribute(module: ModuleType, place: str, attribute: str) -> str:
+    message = f"{place} has nothing named {attribute!r}"
+    if not place.endswith(".py") and os.path.isfile(place + ".py"):
+        file = os.path.abspath(getattr(module, "__file__", None) or "")
+        if file != os.path.abspath(place + ".py"):
+            return (
+                f"{message}: it is the module of that name in {file or 'Python itself'}; for the file in this "
+                f"folder say {place}.py:{attribute}"
+            )
+    names = agent_names(module)
+    similar = _similar(attribute, names) or _similar(attribute, [n for n in vars(module) if n[:1] != "_"])
+    if similar:
+        return f"{message}; did you mean {place}:{similar}?"
+    if names:
+        return f"{message}; the agents in it are: {', '.join(names)}"
+    return f"{message}, and no agent either: that is a class with `async def run(self, message)`"
+
+
+def _similar(name: str, names: list[str]) -> str | None:
+    import difflib
+
+    by_lower = {known.lower(): known for known in reversed(names)}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+    return by_lower[found[0]] if found else None
+
+
+def _modules_in(folder: str) -> list[str]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    modules = []
+    for entry in entries:
+        name = entry.name.removesuffix(".py")
+        if not name.isidentifier() or name.startswith("_") or name in SKIPPED_FOLDERS:
+            continue
+        if entry.name.endswith(".py") or (entry.is_dir() and _has_python(entry.path)):
+            modules.append(name)
+    return modules
+
+
+def _has_python(folder: str) -> bool:
+    return bool(_files_in(folder))
+
+
+def _files_in(folder: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(".py"))
+    except OSError:
+        return []
+
+
+def _file_named(name: str, app_dir: str) -> str | None:
+    """A file of this name in a folder below, as a path that can be given."""
+    wanted = name.rpartition(".")[2] + ".py"
+    for folder in _modules_in(app_dir):
+        path = os.path.join(app_dir, folder, wanted)
+        if os.path.isfile(path):
+            return os.path.normpath(path)
+    return None

@@ -1,0 +1,141 @@
+"""Messages to one agent, one after the other, with everything that a command owes the user around each."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agentrt.cli.output import Printer
+from agentrt.cli.project import Project, make_runtime
+from agentrt.cli.report import AGENT_ERROR, OK, TERMINATED, report
+from agentrt.cli.signals import DRAIN_SECONDS, Signals
+from agentrt.cli.terminal import Terminal
+from agentrt.hosting import Hosted
+from agentrt.limits import Limits
+from agentrt.run_stream import RunStream
+from agentrt.runtime import Runtime
+from agentrt.session import Session
+
+__all__ = ["Outcome", "Turns"]
+
+
+class Outcome(Struct, frozen=True):
+    """How a turn ended: the exit code that it asks for, and the first signal that came meanwhile, if any."""
+
+    code: int
+    signal: int | None = None
+
+
+class Turns:
+    """The agent of a project, in a runtime of its own that the first turn opens.
+
+    `timeout`: seconds that each turn may take (None: what agent and configuration say). `full`: whole tracebacks.
+    What the agent raises is reported here, and raised nowhere.
+    """
+
+    def __init__(
+        self, project: Project, terminal: Terminal, *, timeout: float | None = None, full: bool = False
+    ) -> None:
+        self.name = project.target.text.rpartition(":")[2]
+        self._project = project
+        self._terminal = terminal
+        self._timeout = timeout
+        self._full = full
+        self._runtime: Runtime | None = None
+        self._hosted: Hosted | None = None
+        self._stream: RunStream | None = None
+
+    async def take(
+        self, message: str, printer: Printer, *, session: Session | None = None, is_last: bool = False
+    ) -> Outcome:
+        """One turn; after the last one the runtime is closed. SIGINT and SIGTERM are ours until it returns.
+
+        Raises OutputClosed if nobody reads the answer any more.
+        """
+        task: asyncio.Task[int] | None = None
+
+        def cancel() -> None:
+            if self._stream is not None:
+                self._stream.cancel()  # its last event is still to come
+            elif task is not None:
+                task.cancel()
+
+        with Signals(cancel=cancel, note=self._terminal.note) as signals:
+            task = asyncio.ensure_future(self._take(message, printer, session, signals, is_last))
+            await asyncio.wait([task])
+        # A signal before or after the run itself cancels the task as such.
+        code = AGENT_ERROR if task.cancelled() else task.result()
+        return Outcome(code if signals.exit_code is None else signals.exit_code, signals.received)
+
+    async def close(self) -> int:
+        """Close agent and runtime, and return the exit code that this asks for."""
+        runtime, self._runtime = self._runtime, None
+        if runtime is None:
+            return OK
+        try:
+            await runtime.aclose()
+        except Exception as error:
+            return report(error, self._terminal, full=self._full, doing=f"closing {self.name}")
+        return OK
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    async def _take(
+        self, message: str, printer: Printer, session: Session | None, signals: Signals, is_last: bool
+    ) -> int:
+        closed = OK
+        try:
+            code = await self._reported(message, printer, session, signals)
+        finally:
+            if is_last:
+                closed = await self.close()
+        return code or closed
+
+    async def _reported(
+        self, message: str, printer: Printer, session: Session | None, signals: Signals
+    ) -> int:
+        try:
+            await self._answer(message, printer, session)
+        except asyncio.CancelledError as error:
+            printer.failed(error)
+            if signals.exit_code == TERMINATED:
+                self._terminal.error(f"cancelled: SIGTERM came, and the run did not end within {DRAIN_SECONDS:g} s")
+            elif signals.exit_code is None:
+                self._terminal.error(f"{self.name} cancelled its own run")
+            return AGENT_ERROR
+        except Exception as error:
+            printer.failed(error)
+            return report(error, self._terminal, full=self._full, doing=self.name)
+        return OK
+
+    async def _answer(self, message: str, printer: Printer, session: Session | None) -> None:
+        runtime, hosted = await self._opened()
+        limits = self._limits(runtime, hosted)
+        stream = runtime.stream(hosted, message, session=session, limits=limits, deltas=printer.deltas)
+        self._stream = stream
+        try:
+            async with stream:
+                async for event in stream:
+                    printer.event(event)
+        finally:
+            self._stream = None
+        printer.result(stream.result)
+
+    async def _opened(self) -> tuple[Runtime, Hosted]:
+        if self._runtime is None:
+            runtime = make_runtime(self._project)
+            await runtime.__aenter__()
+            self._runtime = runtime
+        if self._hosted is None:
+            self._hosted = await self._runtime.host(self._project.target.value, factory=self._project.factory)
+            self.name = self._hosted.name
+        return self._runtime, self._hosted
+
+    def _limits(self, runtime: Runtime, hosted: Hosted) -> Limits | None:
+        """The limits of a turn, where `--timeout` changes them."""
+        if self._timeout is None:
+            return None
+        own: Limits | None = getattr(hosted.subject, "limits", None)
+        return replace(own or runtime.config.make(Limits, "run", "limits"), seconds=self._timeout)
