@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-import os
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -195,7 +194,7 @@ def _convert(option: Option, value: Any, where: Where, *, strict: bool) -> Any:
 
 
 def _make(cls: Any, text: str, where: Where) -> Any:
-    if issubclass(cls, os.PathLike):
+    if _is_path(cls):
         return cls(text)
     try:
         return cls.parse(text)
@@ -244,9 +243,11 @@ def parse_text(text: str) -> Any:
         import tomllib
 
         try:
-            return tomllib.loads(f"value = {text}")["value"]
+            table = tomllib.loads(f"value = {text}")
         except (tomllib.TOMLDecodeError, RecursionError):
-            pass
+            return text
+        if len(table) == 1:  # one value, not several lines of them
+            return table["value"]
     return text
 
 
@@ -313,7 +314,7 @@ def _option(name: str, hint: Any, *, package: str, required: bool, spread: bool)
             nested = member
         elif _is_plain(member):
             plain.append(member)
-        elif isinstance(member, type) and (issubclass(member, os.PathLike) or hasattr(member, "parse")):
+        elif isinstance(member, type) and (_is_path(member) or hasattr(member, "parse")):
             made.append(member)
     if len(plain) > 1 or nested is not None or made:
         plain = [member for member in plain if member is not Any]
@@ -380,6 +381,10 @@ def _is_plain(hint: Any) -> bool:
     return issubclass(origin, Struct | enum.Enum)
 
 
+def _is_path(cls: type) -> bool:
+    return hasattr(cls, "__fspath__")
+
+
 def _is_nested(hint: Any, package: str) -> bool:
     """A Struct, or a class of the same package that is made from keywords alone, has a table of its own."""
     if not isinstance(hint, type) or hasattr(hint, "parse"):
@@ -418,7 +423,7 @@ def _words(hint: Any) -> str:
         if origin.__name__ in ("dict", "Mapping"):
             return f"a table of {_plural(arguments[1])}" if len(arguments) > 1 else "a table"
         return f"a list of {_plural(arguments[0])}" if arguments else "a list"
-    if isinstance(origin, type) and issubclass(origin, os.PathLike):
+    if isinstance(origin, type) and _is_path(origin):
         return "a path"
     if isinstance(origin, type) and issubclass(origin, enum.Enum):
         return "one of " + ", ".join(repr(member.value) for member in origin)

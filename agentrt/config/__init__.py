@@ -22,7 +22,6 @@ from agentrt.config.sections import (
     STAGES,
     AgentSection,
     LogSection,
-    MemorySection,
     RunSection,
 )
 from agentrt.config.sources import (
@@ -45,7 +44,6 @@ SECTIONS = ("run", "agent", "models", "pipeline", "secrets", "telemetry", "memor
 _OWN: Mapping[str, type[Struct]] = {
     "run": RunSection,
     "agent": AgentSection,
-    "memory": MemorySection,
     "log": LogSection,
 }
 
@@ -102,7 +100,7 @@ class StageOptions(Struct, Generic[S], frozen=True, eq=False):
 class Config:
     """The whole configuration.
 
-    `tables`: sections as a file has them, given in code; `load` reads all sources. `run`, `agent`, `memory`, `log`: the
+    `tables`: sections as a file has them, given in code; `load` reads all sources. `run`, `agent`, `log`: the
     sections of these names. `use`: stages to add to every pipeline ("module:stage"). `notes`: what a user
     should be told about the sources.
     """
@@ -149,9 +147,9 @@ class Config:
                 raise tree.where(name).error(f"{name} must be a table, not {shown((name,), table)}")
         self.run: RunSection = self._section("run", RunSection, leave=("limits",))
         self.agent: AgentSection = self._section("agent", AgentSection)
-        self.memory: MemorySection = self._section("memory", MemorySection)
         self.log: LogSection = self._section("log", LogSection)
         self._table("run", "limits")
+        self._table("memory")
         self._check_plugins()
         self.use: tuple[str, ...] = self._check_pipeline()
 
@@ -177,7 +175,10 @@ class Config:
     # --- tables for classes ----------------------------------------------------------------------------
 
     def make(self, cls: type[S], *path: str, defaults: Mapping[str, Any] | None = None) -> S:
-        """An object of `cls` from the table at `path`, which may be missing: `config.make(Limits, "run", "limits")`."""
+        """An object of `cls` from the table at `path`, which may be missing: `config.make(Limits, "run", "limits")`.
+
+        Raises `ConfigError`.
+        """
         return build(cls, self._table(*path), where=self._tree.where(*path), defaults=defaults)
 
     def model(self, prefix: str) -> PluginTable:
@@ -377,4 +378,6 @@ _SETTINGS: tuple[Path, ...] = (
     *((section, field) for section, cls in _OWN.items() for field in _fields(cls)),
     ("secrets", "provider"),
     ("pipeline", "use"),
+    ("memory", "path"),
+    ("memory", "max_items"),
 )

@@ -24,11 +24,12 @@ from agentrt.errors import ConfigError
 __all__ = ["load_env_file", "parse_env"]
 
 _BLANK = re.compile(r"(?:\s+|#[^\n]*)*")
-_NAME = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*(=?)[ \t]*")
+_NAME = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*(=?)")
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _SINGLE = re.compile(r"'([^']*)'")
 _PLAIN = re.compile(r"[^\n]*")
-_COMMENT = re.compile(r"(?:^|[ \t])#.*")
+_COMMENT = re.compile(r"[ \t]#.*")
+_BLANKS = re.compile(r"[ \t]*")
 _REST = re.compile(r"[ \t]*(?:#[^\n]*)?(?=\n|\Z)")
 _ESCAPE = re.compile(r'\\([nrt"$\\])')
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
@@ -74,12 +75,13 @@ def parse_env(text: str, *, name: str = "environment file") -> dict[str, str]:
 
 
 def _value(text: str, at: int, where: str) -> tuple[str, int]:
-    quote = text[at : at + 1]
+    quoted = _end(_BLANKS, text, at)
+    quote = text[quoted : quoted + 1]
     if quote not in ('"', "'"):
         match = _PLAIN.match(text, at)
         assert match is not None
         return _COMMENT.sub("", match.group()).strip(), match.end()
-    match = (_DOUBLE if quote == '"' else _SINGLE).match(text, at)
+    match = (_DOUBLE if quote == '"' else _SINGLE).match(text, quoted)
     if match is None:
         raise ConfigError(f"{where}: the {quote} that begins its value is never closed")
     value = match.group(1)

@@ -8,7 +8,7 @@ from msgspec.structs import force_setattr
 from agentrt import options
 from agentrt.errors import ConfigError
 
-__all__ = ["KINDS", "LEVELS", "STAGES", "AgentSection", "LogSection", "MemorySection", "RunSection"]
+__all__ = ["KINDS", "LEVELS", "STAGES", "AgentSection", "LogSection", "RunSection"]
 
 STAGES = (
     "timeout",
@@ -63,23 +63,6 @@ class AgentSection(Struct, frozen=True, kw_only=True):
     def models(self) -> list[str]:
         """`model` as a list; empty if it is not set."""
         return [self.model] if isinstance(self.model, str) else list(self.model or [])
-
-
-class MemorySection(Struct, frozen=True, kw_only=True):
-    """[memory]
-
-    `path`: the file that memories are kept in, from the working directory. `max_items` (at least 1): beyond it the
-    oldest are forgotten.
-    """
-
-    path: str | None = None
-    max_items: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.path is not None and not self.path.strip():
-            raise ConfigError(f"path must name a file, not {self.path!r}")
-        if self.max_items is not None:
-            options.count("max_items", self.max_items)
 
 
 class LogSection(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,271 @@
+"""The manager: one fetch for all readers, kept for a while, belonging to none of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from agentrt.call import ENCLOSING, RUN
+from agentrt.config import Config
+from agentrt.errors import ConfigError, PluginError
+from agentrt.secrets import SecretInvalid, SecretNotFound, SecretRef, SecretUnavailable, SecretValue
+from agentrt.secrets.manager import SecretsManager
+from agentrt.testing import advance
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.virtual_time]
+
+
+class Provider:
+    """Answers after `delay` seconds with what `answers` has for the name; an exception is raised."""
+
+    def __init__(self, answers: dict[str, Any] | None = None, *, delay: float = 0.0) -> None:
+        self.answers = {"a": "value-a"} if answers is None else answers
+        self.delay = delay
+        self.asked: list[SecretRef] = []
+        self.host: Any = None
+        self.closed = 0
+        self.contexts: list[Any] = []
+
+    async def open(self, host: Any) -> None:
+        await asyncio.sleep(self.delay)
+        self.host = host
+
+    async def get(self, ref: SecretRef, /) -> str | SecretValue:
+        self.asked.append(ref)
+        self.contexts.append((RUN.get(), ENCLOSING.get()))
+        await asyncio.sleep(self.delay)
+        answer = self.answers[ref.name]
+        if isinstance(answer, Exception):
+            raise answer
+        result: str | SecretValue = answer
+        return result
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+class Invocations:
+    """A pipeline that only writes down what goes through it."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, str, bool]] = []
+
+    async def __call__(
+        self, kind: str, target: str, fn: Callable[[], Awaitable[Any]], /, *, idempotent: bool = False
+    ) -> Any:
+        self.made.append((kind, target, idempotent))
+        return await fn()
+
+
+def manager(provider: Provider, **options: Any) -> tuple[SecretsManager, Invocations]:
+    invoke = Invocations()
+    return SecretsManager({"env": provider, "vault": provider}, invoke, **options), invoke
+
+
+async def value(secrets: SecretsManager, reference: str) -> str:
+    return (await secrets.get(reference)).reveal()
+
+
+async def test_a_reference_or_a_plain_name_is_read_through_the_pipeline() -> None:
+    provider = Provider()
+    secrets, invoke = manager(provider)
+    secret = await secrets.get("secret://vault/a")
+    assert secret.reveal() == "value-a"
+    assert secret.name == "secret://vault/a"
+    assert await value(secrets, "a") == "value-a"
+    assert (await secrets.get(SecretRef("a"))).reveal() == "value-a"
+    assert invoke.made == [("secret", "secret:vault", True), ("secret", "secret:env", True)]
+
+
+async def test_a_value_is_kept_for_its_time() -> None:
+    provider = Provider()
+    secrets, _ = manager(provider, ttl=60.0)
+    await secrets.get("a")
+    await advance(59.0)
+    await secrets.get("a")
+    assert len(provider.asked) == 1
+    await advance(1.5)
+    await secrets.get("a")
+    assert len(provider.asked) == 2
+
+
+async def test_a_leased_value_is_read_anew_after_two_thirds_of_its_lease() -> None:
+    provider = Provider({"a": SecretValue("x", lease=30.0)})
+    secrets, _ = manager(provider)
+    await secrets.get("a")
+    await advance(19.5)
+    await secrets.get("a")
+    assert len(provider.asked) == 1
+    await advance(1.0)
+    await secrets.get("a")
+    assert len(provider.asked) == 2
+
+
+async def test_a_forgotten_value_is_read_anew() -> None:
+    provider = Provider({"a": "1", "b": "2"})
+    secrets, _ = manager(provider)
+    for name in ("a", "b"):
+        await secrets.get(name)
+    secrets.forget("secret://env/a")
+    await secrets.get("a")
+    await secrets.get("b")
+    assert [ref.name for ref in provider.asked] == ["a", "b", "a"]
+    secrets.forget()
+    await secrets.get("b")
+    assert len(provider.asked) == 4
+
+
+async def test_five_hundred_readers_make_one_call() -> None:
+    provider = Provider(delay=1.0)
+    secrets, _ = manager(provider)
+    found = await asyncio.gather(*(value(secrets, "a") for _ in range(500)))
+    assert set(found) == {"value-a"}
+    assert len(provider.asked) == 1
+
+
+async def test_keys_of_one_secret_share_its_call() -> None:
+    provider = Provider({"db": '{"user": "u", "ports": {"main": 5432, "list": [1]}}'})
+    seen: list[str] = []
+    secrets, _ = manager(provider, on_value=seen.append)
+    assert await value(secrets, "secret://env/db#user") == "u"
+    assert await value(secrets, "secret://env/db#ports.main") == "5432"
+    assert await value(secrets, "secret://env/db#ports.list") == "[1]"
+    assert len(provider.asked) == 1
+    assert provider.asked[0].key == ()
+    assert seen[1:] == ["u", "5432", "[1]"]
+    with pytest.raises(SecretInvalid, match=r"^secret://env/db#ports.x: the secret has no key 'ports.x'$"):
+        await secrets.get("secret://env/db#ports.x")
+    with pytest.raises(SecretInvalid, match=r"has no key 'user.x'"):
+        await secrets.get("secret://env/db#user.x")
+
+
+async def test_a_key_in_what_is_no_json_is_refused_without_showing_it() -> None:
+    secrets, _ = manager(Provider({"a": "hunter2"}))
+    with pytest.raises(SecretInvalid, match="the secret is not JSON") as caught:
+        await secrets.get("secret://env/a#b")
+    assert "hunter2" not in repr(caught.value)
+    assert caught.value.__cause__ is None
+
+
+async def test_a_failure_reaches_every_reader_and_is_not_kept() -> None:
+    failure = SecretNotFound("no such secret")
+    provider = Provider({"a": failure}, delay=1.0)
+    secrets, _ = manager(provider)
+    found = await asyncio.gather(*(secrets.get("a") for _ in range(3)), return_exceptions=True)
+    assert found == [failure, failure, failure]
+    provider.answers["a"] = "now"
+    assert await value(secrets, "a") == "now"
+
+
+async def test_a_cancelled_reader_does_not_take_the_value_from_the_others() -> None:
+    provider = Provider(delay=2.0)
+    secrets, _ = manager(provider)
+    first, second = (asyncio.create_task(value(secrets, "a")) for _ in range(2))
+    await advance(1.0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await second == "value-a"
+    assert len(provider.asked) == 1
+
+
+async def test_a_fetch_that_everybody_left_still_fills_the_cache() -> None:
+    provider = Provider(delay=2.0)
+    secrets, _ = manager(provider)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await secrets.get("a")
+    await advance(2.0)
+    assert await value(secrets, "a") == "value-a"
+    assert len(provider.asked) == 1
+
+
+async def test_a_failure_that_nobody_waited_for_is_silent(recwarn: pytest.WarningsRecorder) -> None:
+    provider = Provider({"a": SecretUnavailable("down")}, delay=2.0)
+    secrets, _ = manager(provider)
+    problems: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await secrets.get("a")
+    await advance(2.0)
+    gc.collect()
+    assert problems == []
+
+
+async def test_a_fetch_belongs_to_no_run() -> None:
+    provider = Provider()
+    secrets, _ = manager(provider)
+    run: Any = object()
+    token = RUN.set(run)
+    try:
+        await secrets.get("a")
+    finally:
+        RUN.reset(token)
+    assert provider.contexts == [(None, None)]
+
+
+async def test_providers_are_made_and_opened_once_when_first_asked() -> None:
+    made: list[str] = []
+    provider = Provider(delay=1.0)
+    host: Any = object()
+
+    def make(name: str) -> Provider:
+        made.append(name)
+        return provider
+
+    secrets = SecretsManager(make, Invocations(), host=host)
+    assert made == []
+    provider.answers["b"] = "value-b"
+    await asyncio.gather(secrets.get("a"), secrets.get("b"))
+    assert made == ["env"]
+    assert provider.host is host
+
+
+async def test_closing_closes_the_providers_that_were_used_and_stops_fetches() -> None:
+    used, unused = Provider(delay=5.0), Provider()
+    secrets = SecretsManager({"env": used, "vault": unused}, Invocations())
+    reader = asyncio.create_task(secrets.get("a"))
+    await advance(1.0)
+    await secrets.aclose()
+    with pytest.raises(
+        SecretUnavailable, match="secret://env/a is not read any more: the runtime is closing"
+    ):
+        await reader
+    assert (used.closed, unused.closed) == (1, 0)
+    with pytest.raises(SecretUnavailable, match="the runtime is closing"):
+        await secrets.get("a")
+
+
+async def test_a_provider_that_cannot_be_closed_does_not_keep_the_others_open() -> None:
+    class Stuck(Provider):
+        async def aclose(self) -> None:
+            raise OSError("stuck")
+
+    first, second = Provider(), Stuck()
+    secrets = SecretsManager({"env": first, "vault": second}, Invocations())
+    await secrets.get("a")
+    await secrets.get("secret://vault/a")
+    with pytest.raises(OSError, match="stuck"):
+        await secrets.aclose()
+    assert first.closed == 1
+
+
+async def test_an_unknown_provider_is_named() -> None:
+    secrets, _ = manager(Provider())
+    with pytest.raises(ConfigError, match=r"^there is no secrets provider 'aws'; there are: env, vault$"):
+        await secrets.get("secret://aws/a")
+
+
+async def test_providers_come_from_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYAPP_KEY", "mine")
+    config = Config({"secrets": {"prefix": "MYAPP_", "providers": {"plain": {"plugin": "env"}}}})
+    secrets = SecretsManager.from_config(config, Invocations())
+    assert await value(secrets, "KEY") == "mine"
+    assert await value(secrets, "secret://plain/MYAPP_KEY") == "mine"
+    with pytest.raises(PluginError, match=r"there is no plugin 'aws' in the group agentrt.secrets"):
+        await secrets.get("secret://aws/a")
