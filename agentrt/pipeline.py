@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import linecache
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -111,7 +112,7 @@ class Pipeline:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._time: Callable[[], float]
-        self._warn()
+        self._warned = False
 
     @classmethod
     def default(
@@ -172,6 +173,15 @@ class Pipeline:
     def describe(self) -> tuple[StageDescription, ...]:
         """The stages from the call outward, with every option and where it was set."""
         return tuple(self._describe(stage) for stage in self.stages)
+
+    def source(self) -> str:
+        """The source of the coroutine that the outermost stages were composed to, for the curious."""
+        composed: Any = self._value or self._compose_value()
+        return "".join(linecache.getlines(composed.__code__.co_filename))
+
+    def problems(self) -> list[str]:
+        """What cannot work about this pipeline, one sentence each; its first call warns of them."""
+        return order_problems(self.stages, seconds=self._seconds, idempotent=self.idempotent)
 
     # --- calling ---------------------------------------------------------------------------------------
 
@@ -283,6 +293,7 @@ class Pipeline:
         return Prologue("function, *args", _PROLOGUE, names)
 
     def _compose(self, terminal: Next[Any] | str, *, stream: bool, prologue: Prologue | None = None) -> Any:
+        self._warn()
         stages = [stage for stage in _holding_deadline(self.stages) if getattr(stage, "is_used", True)]
         retry = next((stage for stage in stages if stage_name(stage) == "retry"), None)
         return compose(
@@ -304,7 +315,7 @@ class Pipeline:
         changed._retries = any(
             stage_name(stage) == "retry" and getattr(stage, "max_attempts", 1) > 1 for stage in changed.stages
         )
-        changed._warn()
+        changed._warned = False
         return changed
 
     def _check_name(self, name: str) -> None:
@@ -319,8 +330,12 @@ class Pipeline:
         return StageDescription(name, values, sources)
 
     def _warn(self) -> None:
-        for problem in order_problems(self.stages, seconds=self._seconds, idempotent=self.idempotent):
-            warnings.warn(problem, PipelineWarning, stacklevel=3)
+        """When it is built, not when it is put together: on the way there an order may be odd for a moment."""
+        if self._warned:
+            return
+        self._warned = True
+        for problem in self.problems():
+            warnings.warn(f"pipeline of {self.target}: {problem}", PipelineWarning, stacklevel=5)
 
 
 class OpenStream(Generic[T]):
