@@ -45,6 +45,7 @@ __all__ = [
     "Run",
     "TargetChange",
     "Wait",
+    "deadline_exceeded",
     "run_inline",
 ]
 
@@ -313,6 +314,18 @@ def label_at_terminal(call: Call[Any], error: BaseException, known: Label | None
     if out_of_time:
         return TRANSIENT.nested()
     return classify(error)
+
+
+def deadline_exceeded(call: Call[Any], *, ran: float = 0.0) -> DeadlineExceeded:
+    """The error for a call whose deadline is over; the run's deadline, if that is what it was."""
+    of_run = call.run is not None and call.deadline >= call.run.deadline
+    seconds = call.deadline - call.record.started
+    whose = "the run" if of_run else "the call"
+    return DeadlineExceeded(
+        f"{call.target}: the deadline of {whose} is over (this call had {seconds:.3g} s)",
+        scope="run" if of_run else "call",
+        ran=ran,
+    )
 
 
 # --- the contract --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
 from agentrt import options
-from agentrt.call import UNBOUNDED, Call, Next, Refusal, Wait
+from agentrt.call import UNBOUNDED, Call, Next, Refusal, Wait, deadline_exceeded
 from agentrt.errors import BulkheadFull
 from agentrt.stream import Stream
 
@@ -20,7 +20,8 @@ R = TypeVar("R")
 class Bulkhead:
     """Lets `limit` calls run at a time on each target; up to `queue` (0) more wait, first come first served.
 
-    A call beyond both is refused with `BulkheadFull`, as is one whose share of the deadline ends while it waits.
+    A call beyond both is refused with `BulkheadFull`, as is one whose share of the deadline ends while it waits (with
+    `DeadlineExceeded` if it is the deadline itself).
     A stream holds its permit until it settles, and an abandoned worker thread until the thread has ended.
     """
 
@@ -68,8 +69,10 @@ class Bulkhead:
 
     async def _wait(self, call: Call[Any], compartment: _Compartment) -> None:
         now = call.record.time()
-        if len(compartment.waiters) >= self.queue or now >= call.share:
+        if len(compartment.waiters) >= self.queue:
             raise self._refusal(call, f"{compartment.running} calls are running and {self.queue} may wait")
+        if now >= call.share:
+            raise self._late(call)
         turn: asyncio.Future[None] = call.record.loop.create_future()
         compartment.waiters.append(turn)
         try:
@@ -82,7 +85,7 @@ class Bulkhead:
             elif turn in compartment.waiters:
                 compartment.waiters.remove(turn)
             if isinstance(error, TimeoutError):
-                raise self._refusal(call, "no permit came free in this call's time") from None
+                raise self._late(call) from None
             raise
         call.note(Wait(self.name, call.target, now, call.record.time() - now))
 
@@ -93,6 +96,15 @@ class Bulkhead:
                 self._compartments.pop(target, None)
 
         return release
+
+    def _late(self, call: Call[Any]) -> Exception:
+        """The wait met the call's deadline, or the share of this target: then another one may serve."""
+        if call.share < call.deadline:
+            return self._refusal(call, "no permit came free in this target's share of the deadline")
+        late = deadline_exceeded(call)
+        late.executed = False
+        call.note(Refusal(self.name, call.target, late))
+        return late
 
     def _refusal(self, call: Call[Any], why: str) -> BulkheadFull:
         refusal = BulkheadFull(f"{call.target}: {why}")

@@ -6,6 +6,7 @@ last one all of it.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections import deque
@@ -14,7 +15,17 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from agentrt import options
-from agentrt.call import UNBOUNDED, Call, DefaultServed, Inline, Next, Quick, TargetChange, run_inline
+from agentrt.call import (
+    UNBOUNDED,
+    Call,
+    DefaultServed,
+    Inline,
+    Next,
+    Quick,
+    TargetChange,
+    deadline_exceeded,
+    run_inline,
+)
 from agentrt.errors import ConfigError, Label, PermanentError, Refused, proves_not_executed
 from agentrt.stream import Stream
 
@@ -134,7 +145,7 @@ class _Turns:
         if self._may_serve_default(call, error, record.label(error)):
             _log(turn.target, "the default", error)
             turn.note(DefaultServed(error))
-            return await self._serve_default(call, error)
+            return await self._default_in_time(call, error)
         raise _last_real(failures)
 
     def _share(self, call: Call[Any], index: int) -> float:
@@ -160,6 +171,19 @@ class _Turns:
     def _is_listed(self, error: Exception) -> bool:
         on = self._stage.on
         return on is not None and _matches(on, error)
+
+    async def _default_in_time(self, call: Call[Any], error: Exception) -> Any:
+        """The default; a function of the user's has what is left of the call's deadline."""
+        if call.deadline == UNBOUNDED or not (self._stage.default_runs or call.stream):
+            return await self._serve_default(call, error)
+        limit = asyncio.timeout_at(call.deadline)
+        try:
+            async with limit:
+                return await self._serve_default(call, error)
+        except TimeoutError as late:
+            if limit.expired():
+                raise deadline_exceeded(call) from late
+            raise
 
     async def _serve_default(self, call: Call[Any], error: Exception) -> Any:
         default = self._stage.default

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from agentrt import options
-from agentrt.call import ENCLOSING, UNBOUNDED, Call, Inline, Next, Quick, Refusal, run_inline
+from agentrt.call import (
+    ENCLOSING,
+    UNBOUNDED,
+    Call,
+    Inline,
+    Next,
+    Quick,
+    Refusal,
+    deadline_exceeded,
+    run_inline,
+)
 from agentrt.errors import AgentrtError, AttemptTimeout, DeadlineExceeded, classify
 from agentrt.stream import Stream
 from agentrt.timers import Armed, FixedLimit, Task, Timers
@@ -240,18 +250,6 @@ class _Pull:
         raised.__cause__ = error
         call.failed(raised, classify(raised), instead_of=error)
         return raised
-
-
-def deadline_exceeded(call: Call[Any], *, ran: float = 0.0) -> DeadlineExceeded:
-    """The error for a call whose deadline is over; the run's deadline, if that is what it was."""
-    of_run = call.run is not None and call.deadline >= call.run.deadline
-    seconds = call.deadline - call.record.started
-    whose = "the run" if of_run else "the call"
-    return DeadlineExceeded(
-        f"{call.target}: the deadline of {whose} is over (this call had {seconds:.3g} s)",
-        scope="run" if of_run else "call",
-        ran=ran,
-    )
 
 
 def _end(timers: Timers, armed: Armed) -> bool:

@@ -238,20 +238,17 @@ async def test_after_the_calls_deadline_a_default_value_but_no_default_function(
     assert asyncio.get_running_loop().time() == 10.0
 
     served: list[BaseException] = []
-    # A default function has its share, so only an attempt that the callee drags out meets the deadline itself.
+    # A default function has its share of the time, so only a terminal of its own meets the deadline itself.
     error = DeadlineExceeded("over", scope="call")
 
     async def terminal(call: Any) -> Any:
         raise error
 
-    seen = Observed(
-        Fallback(default=lambda e: served.append(e)),
-        idempotent=True,
-        terminal=terminal,
-        classify=classify,
-    )
+    pipeline = Observed(
+        Fallback(default=served.append), idempotent=True, terminal=terminal, classify=classify
+    ).pipeline
     with pytest.raises(DeadlineExceeded):
-        await seen.call(Callee("unused"))
+        await pipeline.send(pipeline.new_call("request"))
     assert not served
 
 

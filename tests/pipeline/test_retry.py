@@ -422,14 +422,16 @@ async def test_an_abandoned_thread_forbids_a_repetition() -> None:
         call.record.abandoned = thread
         raise TransientError("gave up waiting")
 
-    backup = Callee("b")
-    seen = Observed(steady(), Fallback(backup), idempotent=True, terminal=terminal)
+    async def send(*stages: Any) -> Any:
+        pipeline = Observed(*stages, idempotent=True, terminal=terminal).pipeline
+        return await pipeline.send(pipeline.new_call("request"))
+
     with pytest.raises(TransientError):
-        await seen.call(Callee("unused"))
-    assert (calls, backup.calls) == (1, 0)
+        await send(steady(), Fallback("b"))
+    assert calls == 1
     thread.set_result(None)
     with pytest.raises(TransientError):
-        await Observed(steady(), idempotent=True, terminal=terminal).call(Callee("unused"))
+        await send(steady())
     assert calls == 1 + 3
 
 
