@@ -1,0 +1,167 @@
+"""One callee, our pipeline around it, and the proof that an object protects it; the peers are in `_peers`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+from _measure import Invalid
+
+from agentrt.call import Middleware
+from agentrt.middleware.circuit_breaker import CircuitBreaker
+from agentrt.middleware.fallback import Fallback
+from agentrt.middleware.retry import Retry, RetryBudget
+from agentrt.middleware.telemetry import Telemetry
+from agentrt.middleware.timeout import Timeout
+from agentrt.pipeline import Pipeline
+
+Serve = Callable[[], Awaitable[str]]
+
+# The same for us and for every peer, as far as it has the option. Seconds.
+ATTEMPT = 0.5
+DEADLINE = 2.0
+ATTEMPTS = 3
+BACKOFF = 0.005
+WINDOW = 100
+MINIMUM = 10
+RATE = 0.5
+RESET = 30.0
+
+PRIMARY, SECONDARY = "primary", "secondary"
+
+
+class Down(ConnectionError):
+    """What the callee raises when it is told to fail."""
+
+
+class Callee:
+    """A service with a second target. `serve` and `stand_in` do nothing, so that what surrounds them is all there is
+    to measure, unless `outage` tells them to hang or to fail: the object that was measured can then be put to proof.
+
+    `suspends`: they wait for one turn of the loop. `calls` counts those made during an outage.
+    """
+
+    def __init__(self, *, suspends: bool = False) -> None:
+        self.outage: list[Callable[[], Awaitable[str]]] = []
+        self.calls = 0
+        outage = self.outage
+
+        async def serve() -> str:
+            if outage:
+                return await outage[0]()
+            return PRIMARY
+
+        async def serve_suspending() -> str:
+            if outage:
+                return await outage[0]()
+            await asyncio.sleep(0)
+            return PRIMARY
+
+        async def stand_in() -> str:
+            if len(outage) > 1:
+                return await outage[1]()
+            return SECONDARY
+
+        self.serve: Serve = serve_suspending if suspends else serve
+        self.stand_in: Serve = stand_in
+
+    async def hang(self) -> str:
+        self.calls += 1
+        await asyncio.sleep(3600)
+        return PRIMARY
+
+    async def fail(self) -> str:
+        self.calls += 1
+        raise Down("the service is down")
+
+    def fail_times(self, times: int) -> Callable[[], Awaitable[str]]:
+        async def serve() -> str:
+            self.calls += 1
+            if self.calls <= times:
+                raise Down("the service is down")
+            return PRIMARY
+
+        return serve
+
+    def begin(self, *outage: Callable[[], Awaitable[str]]) -> None:
+        self.outage[:] = outage
+        self.calls = 0
+
+
+def stages(callee: Callee, *, collect: Callable[[Any], object] | None = None) -> list[Middleware]:
+    """The five of a default pipeline, all of them really configured, from the call outward."""
+    return [
+        Timeout(attempt=ATTEMPT, first_item=ATTEMPT, idle=ATTEMPT),
+        CircuitBreaker(failure_rate=RATE, window_calls=WINDOW, minimum_calls=MINIMUM, reset_timeout=RESET),
+        Retry(max_attempts=ATTEMPTS, initial_delay=BACKOFF, budget=RetryBudget()),
+        Fallback(callee.stand_in),
+        Telemetry(collect=collect),
+    ]
+
+
+def pipeline(callee: Callee, *, collect: Callable[[Any], object] | None = None) -> Pipeline:
+    return Pipeline(
+        inner_first=stages(callee, collect=collect), target="service", idempotent=True, deadline=DEADLINE
+    )
+
+
+async def prove(name: str, callee: Callee, call: Serve, *, cannot: Collection[str] = ()) -> None:
+    """Show that `call` retries, times out, falls back, opens and ends at its deadline, or raise `Invalid`.
+
+    `cannot`: the proofs ("deadline") that this object makes no claim to.
+    """
+    for proof in (_retries, _times_out, _ends_at_its_deadline, _opens_and_falls_back):
+        if proof is _ends_at_its_deadline and "deadline" in cannot:
+            continue
+        try:
+            await proof(name, callee, call)
+        finally:
+            callee.begin()
+
+
+def _check(holds: bool, name: str, claim: str) -> None:
+    if not holds:
+        raise Invalid(f"{name} {claim}: its figures would mean nothing")
+
+
+async def _retries(name: str, callee: Callee, call: Serve) -> None:
+    callee.begin(callee.fail_times(ATTEMPTS - 1))
+    answer = await call()
+    _check(answer == PRIMARY and callee.calls == ATTEMPTS, name, f"did not make {ATTEMPTS} attempts")
+
+
+async def _times_out(name: str, callee: Callee, call: Serve) -> None:
+    callee.begin(callee.hang)
+    started = time.monotonic()
+    answer = await call()
+    took = time.monotonic() - started
+    _check(answer == SECONDARY, name, "did not give up a callee that hangs")
+    _check(
+        ATTEMPT <= took < ATTEMPT * (ATTEMPTS + 1), name, f"took {took:.2f} s to give up a callee that hangs"
+    )
+
+
+async def _ends_at_its_deadline(name: str, callee: Callee, call: Serve) -> None:
+    callee.begin(callee.hang, callee.hang)
+    started = time.monotonic()
+    try:
+        await call()
+    except TimeoutError:
+        pass
+    else:
+        _check(False, name, "answered for two targets that hang")
+    took = time.monotonic() - started
+    _check(abs(took - DEADLINE) < 0.25, name, f"ended after {took:.2f} s, with a deadline of {DEADLINE:g} s")
+
+
+async def _opens_and_falls_back(name: str, callee: Callee, call: Serve) -> None:
+    callee.begin(callee.fail)
+    # Enough failures for a full window of good calls to become half bad, or as many in a row as any peer needs.
+    for _ in range(WINDOW):
+        _check(await call() == SECONDARY, name, "did not fall back")
+    before = callee.calls
+    for _ in range(5):
+        _check(await call() == SECONDARY, name, "did not fall back with its circuit open")
+    _check(callee.calls == before, name, "did not open its circuit")
