@@ -22,6 +22,10 @@ __all__ = ["Details", "Provider", "failure", "in_band", "misfit", "read_details"
 
 MESSAGE_LIMIT = 400
 """Characters of the provider's own words that a message keeps."""
+SNIPPET_LIMIT = 120
+"""Characters of a body that could not be read: enough to tell what it is."""
+SHORTEST_SECRET = 8
+"""A key of fewer characters is a placeholder ("none"), and blotting it out would only garble the message."""
 
 
 class Provider(Struct, frozen=True):
@@ -169,7 +173,7 @@ def misfit(
     details = read_details(body)
     if b'"error"' in body[:1000] or not details.kind.isdisjoint(_STATUS):
         return in_band(provider, body, secret=secret)
-    said = _shown(details.message or body[:1000].decode(errors="replace"), secret)
+    said = _shown(details.message or body[:1000].decode(errors="replace"), secret, SNIPPET_LIMIT)
     return TransientError(
         f"{provider}: the answer is {kind or 'of no stated type'}, not {wanted}: {said or 'it is empty'}; "
         f"if this goes on, check {provider.url_setting}"
@@ -282,12 +286,12 @@ def _text_of(body: bytes) -> str:
     return text
 
 
-def _shown(text: str, secret: str | None) -> str:
+def _shown(text: str, secret: str | None, limit: int = MESSAGE_LIMIT) -> str:
     """Text of the provider's for a message: on one line, short, printable, without the key."""
-    if secret:
+    if secret and len(secret) >= SHORTEST_SECRET:
         text = text.replace(secret, "[key]")
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + "..."
+    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -47,21 +47,20 @@ class ServerEvents:
         lines = piece.splitlines()
         last = piece[-1]
         self._after_cr = last == _CR
-        if last != _LF and last != _CR:
-            self._hold(len(piece))
-            if len(lines) == 1:
-                self._partial.append(piece)
-                return []
-            rest = lines.pop()
-        else:
+        if last == _LF or last == _CR:
             rest = b""
+        elif len(lines) == 1:
+            self._partial.append(piece)
+            self._hold(self._held + len(piece))
+            return []
+        else:
+            rest = lines.pop()
         if self._partial:
             self._partial.append(lines[0])
             lines[0] = b"".join(self._partial)
         self._partial = [rest] if rest else []
         events = self._read(lines)
-        self._held = len(rest) + sum(map(len, self._data)) if rest or self._data else 0
-        self._hold(0)
+        self._hold(len(rest) + sum(map(len, self._data)))
         return events
 
     def finish(self) -> list[ServerEvent]:
@@ -71,8 +70,8 @@ class ServerEvents:
         return self._read(lines)
 
     def _hold(self, size: int) -> None:
-        self._held += size
-        if self._held > self._max_bytes:
+        self._held = size
+        if size > self._max_bytes:
             raise ValueError(f"an event is longer than {self._max_bytes} bytes")
 
     def _read(self, lines: list[bytes]) -> list[ServerEvent]:
