@@ -81,7 +81,7 @@ class Bulkhead:
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 # The permit was ours already when the cancellation came: hand it on, or it leaks.
-                compartment.hand_on()
+                self._release(call.target, compartment)
             elif turn in compartment.waiters:
                 compartment.waiters.remove(turn)
             if isinstance(error, TimeoutError):
@@ -91,11 +91,14 @@ class Bulkhead:
 
     def _releaser(self, target: str, compartment: _Compartment) -> Callable[[BaseException | None], None]:
         def release(error: BaseException | None) -> None:
-            compartment.hand_on()
-            if not compartment.running and not compartment.waiters:
-                self._compartments.pop(target, None)
+            self._release(target, compartment)
 
         return release
+
+    def _release(self, target: str, compartment: _Compartment) -> None:
+        compartment.hand_on()
+        if not compartment.running and not compartment.waiters:
+            self._compartments.pop(target, None)
 
     def _late(self, call: Call[Any]) -> Exception:
         """The wait met the call's deadline, or the share of this target: then another one may serve."""

@@ -28,10 +28,9 @@ class Pace:
     name: ClassVar[str] = "pace"
 
     def __init__(self, *, rate: float, per: float = 1.0, burst: float | None = None) -> None:
-        self.rate = options.seconds("rate", rate)
+        self.rate = options.number("rate", rate, open_=True)
         self.per = options.seconds("per", per)
-        self.burst = self.rate if burst is None else options.seconds("burst", burst)
-        options.seconds("burst", self.burst, minimum=1.0, open_=False)
+        self.burst = options.number("burst", self.rate if burst is None else burst, minimum=1.0)
         self._limiters: dict[str, PaceLimiter] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 

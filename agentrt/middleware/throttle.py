@@ -7,6 +7,7 @@ call that was told: the others would be told the same and make it worse.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -71,7 +72,7 @@ class Throttle:
 
     def _close(self, call: Call[Any], error: ThrottledError) -> None:
         asked = error.retry_after
-        if asked is None or asked <= 0.0:
+        if asked is None or not 0.0 < asked < math.inf:
             return
         key = self.key(call)
         until = call.record.time() + asked
@@ -103,6 +104,7 @@ class Throttle:
                 raise refusal
             spread = after_throttling(closure.asked, self._random) - closure.asked
             waited = True
-            await asyncio.sleep(min(rest + spread, max(rest, call.share - now)))
+            # The spread must not eat the time that the attempt still has.
+            await asyncio.sleep(rest + min(spread, 0.5 * (call.share - closure.until)))
         if waited:
             call.note(Wait(self.name, call.target, started, call.record.time() - started))
