@@ -88,7 +88,8 @@ class WorkerThreads:
     def has_work(self, loop: asyncio.AbstractEventLoop) -> bool:
         """True while a call from `loop` runs or waits here."""
         with self._lock:
-            jobs = [*self._waiting, *(worker.job for worker in self._workers)]
+            workers = list(self._workers)
+            jobs = [*self._waiting, *(w.job for w in workers), *(w.ended for w in workers)]
         return any(job is not None and job.loop is loop for job in jobs)
 
     def close(self) -> None:
@@ -152,27 +153,26 @@ class WorkerThreads:
 
     # --- in the worker's thread ------------------------------------------------------------------------
 
-    def _begin(self, worker: _Worker, job: _Job) -> bool:
+    def _begin(self, job: _Job) -> bool:
+        """False if `job` was withdrawn on its way here."""
         with self._lock:
             if job.state != "waiting":
-                worker.job = None
                 return False
             job.state = "running"
             return True
 
-    def _end(self, worker: _Worker, job: _Job) -> AbandonedThread | None:
+    def _end(self, worker: _Worker, job: _Job) -> _Job | None:
+        """`job` is over; take the next one, or be idle before anybody hears of the result and asks again."""
         with self._lock:
             job.state = "ended"
-            worker.job = None
-            return job.abandoned
+            worker.ended = job
+            worker.job = self._waiting.popleft() if self._waiting else None
+            if worker.job is None:
+                self._idle.append(worker)
+            return worker.job
 
-    def _next(self, worker: _Worker) -> _Job | None:
-        """The next job, waiting for one; None if the thread should end."""
-        with self._lock:
-            if self._waiting:
-                worker.job = self._waiting.popleft()
-                return worker.job
-            self._idle.append(worker)
+    def _wait(self, worker: _Worker) -> _Job | None:
+        """The next job of an idle worker; None if the thread should end."""
         try:
             return worker.inbox.get(timeout=self.idle_seconds)
         except Empty:
@@ -246,46 +246,49 @@ class _Job:
             del error  # or the traceback and this frame hold each other
 
     def deliver(self) -> None:
+        """In the loop's thread: the function has ended."""
         if not self.finished.done():
             self.finished.set_result(None)
-
-    def report_end(self, abandoned: AbandonedThread) -> None:
-        if self.error is not None:
-            _log.error("the abandoned worker thread %r failed", self.name, exc_info=self.error)
-            self.error = None
-        if not abandoned.done():
-            abandoned.set_result(None)
+        if self.abandoned is not None:
+            if self.error is not None:
+                _log.error("the abandoned worker thread %r failed", self.name, exc_info=self.error)
+                self.error = None
+            if not self.abandoned.done():
+                self.abandoned.set_result(None)
 
 
 class _Worker(threading.Thread):
+    """`job`: what it was given; `ended`: what it is about to hand back."""
+
     def __init__(self, pool: WorkerThreads) -> None:
         super().__init__(name=pool.name, daemon=True)
         self.pool = pool
         self.inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self.job: _Job | None = None
+        self.ended: _Job | None = None
 
     def run(self) -> None:
         pool = self.pool
         try:
             job = self.inbox.get()
             while job is not None:
-                if pool._begin(self, job):
+                if pool._begin(job):
                     self.name = job.name
                     job.execute()
-                    _hand_back(job, pool._end(self, job))
-                job = None  # nothing of the last call lives on in an idle thread
+                following = pool._end(self, job)
                 self.name = pool.name
-                job = pool._next(self)
+                _hand_back(job)
+                self.ended = None  # nothing of the last call lives on in an idle thread
+                job = following
+                if job is None:
+                    job = pool._wait(self)
         finally:
             pool._gone(self)
 
 
-def _hand_back(job: _Job, abandoned: AbandonedThread | None) -> None:
+def _hand_back(job: _Job) -> None:
     try:
-        if abandoned is None:
-            job.loop.call_soon_threadsafe(job.deliver)
-        else:
-            job.loop.call_soon_threadsafe(job.report_end, abandoned)
+        job.loop.call_soon_threadsafe(job.deliver)
     except RuntimeError:
         pass  # the loop is closed: nobody waits any more
 
