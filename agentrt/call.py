@@ -156,7 +156,7 @@ class Record(Struct, eq=False):
     share: float
     ended: float | None = None
     error: BaseException | None = None
-    entries: list[Entry] = []
+    noted: list[Entry] | None = None
     attempt_started: float | None = None
     attempt_number: int = 1
     first_item: float | None = None
@@ -164,6 +164,11 @@ class Record(Struct, eq=False):
     abandoned: asyncio.Future[Any] | None = None
     cancelling: int = 0
     nested: list[tuple[BaseException, Label]] | None = None
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """What happened, in order. Most calls have nothing to tell but their times, and no list."""
+        return self.noted or ()
 
     @property
     def elapsed(self) -> float:
@@ -268,7 +273,11 @@ class Call(Struct, Generic[R], frozen=True, eq=False):
 
     def note(self, entry: Entry) -> None:
         """Append to the record, and let the run see it."""
-        self.record.entries.append(entry)
+        record = self.record
+        if record.noted is None:
+            record.noted = [entry]
+        else:
+            record.noted.append(entry)
         if self.run is not None:
             self.run.observe(self, entry)
 
@@ -281,10 +290,10 @@ class Call(Struct, Generic[R], frozen=True, eq=False):
         record = self.record
         now = record.time()
         started = record.attempt_started if record.attempt_started is not None else record.started
-        if instead_of is not None and record.entries:
-            last = record.entries[-1]
+        if instead_of is not None and record.noted:
+            last = record.noted[-1]
             if type(last) is Attempt and last.error is instead_of:
-                record.entries.pop()
+                record.noted.pop()
                 started = last.started
         record.attempt_started = None
         if self.parent is not None:

@@ -170,7 +170,7 @@ def other_server(place: Place) -> str:
 def dies_in_stream(place: Place) -> str:
     done, requests = with_server(
         place,
-        [Fault.reset_after(3), Fault.ok("never asked for")],
+        [Fault.drop_after(3, "reset"), Fault.ok("never asked for")],
         "--stream",
         "--set",
         "agent.model=openai:any",
@@ -186,7 +186,7 @@ def dies_in_stream(place: Place) -> str:
 @line("with a fallback target the answer comes from it, and --jsonl shows why")
 def falls_back(place: Place) -> str:
     models = '--set=agent.model=["openai:any", "local:smollm2"]'
-    done, requests = with_server(place, [Fault.status_500()] * 3, models, "--jsonl", ASSISTANT, QUESTION)
+    done, requests = with_server(place, [Fault.http(500)] * 3, models, "--jsonl", ASSISTANT, QUESTION)
     expect(done.returncode == 0, done.stderr)
     events = [json.loads(text) for text in done.stdout.splitlines()]
     (fallback,) = [event for event in events if event["type"] == "fallback"]

@@ -36,7 +36,7 @@ async def test_a_first_success_is_one_attempt() -> None:
     seen = Observed(steady(), idempotent=True)
     assert await seen.call(callee) == "ok"
     assert callee.calls == 1
-    assert seen.record.entries == []
+    assert not seen.record.entries
     assert [(a.number, a.error) for a in seen.record.attempts] == [(1, None)]
 
 
