@@ -36,7 +36,7 @@ class Armed(Struct, eq=False):
 
     `cancelling` is `task.cancelling()` when it was armed. `call` is the call that it bounds; nested calls
     find it through the context variable `agentrt.call.ENCLOSING` (`token` takes it out again) and never outlive
-    `when`. `queue` or `handle` is where it waits.
+    `when`. `queue` or `handle` is where it waits. `over`: it fired, and has been taken back.
     """
 
     when: float
@@ -47,7 +47,17 @@ class Armed(Struct, eq=False):
     handle: asyncio.TimerHandle | None = None
     fired: bool = False
     delivered: bool = False
+    over: bool = False
     token: Any = None
+
+    @property
+    def is_running(self) -> bool:
+        """False once the attempt has ended; a task that it left behind still finds it in its context."""
+        if self.fired:
+            return not self.over
+        if self.queue is not None:
+            return self in self.queue
+        return self.handle is not None and not self.handle.cancelled()
 
 
 class Timers:
@@ -113,6 +123,7 @@ class Timers:
     def settle(self, armed: Armed) -> bool:
         """Take back a limit that has fired; True if nobody else cancelled the task since it was armed."""
         task = armed.task
+        armed.over = True
         if armed.handle is not None:
             armed.handle.cancel()
         if armed.delivered:

@@ -244,6 +244,28 @@ async def test_a_limit_armed_during_a_cleanup_bounds_that_cleanup() -> None:
         await task
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+@scenario
+async def test_a_limit_runs_from_arming_to_disarming(fixed: bool) -> None:
+    def arm() -> Armed:
+        return (
+            timers().fixed(10.0).arm(now(), this_task())
+            if fixed
+            else timers().arm_at(now() + 10, this_task())
+        )
+
+    armed = arm()
+    assert armed.is_running
+    timers().disarm(armed)
+    assert not armed.is_running
+    armed = arm()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(100)
+    assert armed.is_running  # its attempt is cleaning up
+    timers().disarm(armed)
+    assert not armed.is_running
+
+
 def test_each_loop_has_its_own_timers_and_closed_loops_are_let_go() -> None:
     async def own() -> int:
         limit = timers().fixed(1.0)
