@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from agentrt.errors import ToolError as ToolError
     from agentrt.errors import TransientError as TransientError
     from agentrt.errors import classify as classify
+    from agentrt.execution import RunResult as RunResult
     from agentrt.limits import Limits as Limits
     from agentrt.pipeline import Pipeline as Pipeline
     from agentrt.pipeline import PipelineWarning as PipelineWarning
-    from agentrt.runtime import RunResult as RunResult
     from agentrt.runtime import Runtime as Runtime
     from agentrt.session import Session as Session
     from agentrt.stream import Stream as Stream
@@ -71,9 +71,10 @@ _HOMES = {
         "TransientError",
         "classify",
     ),
+    "execution": ("RunResult",),
     "limits": ("Limits",),
     "pipeline": ("Pipeline", "PipelineWarning"),
-    "runtime": ("RunResult", "Runtime"),
+    "runtime": ("Runtime",),
     "session": ("Session",),
     "stream": ("Stream",),
     "tools": ("Tool", "tool"),

@@ -27,6 +27,18 @@ from agentrt.call import ENCLOSING, RUN, UNBOUNDED, Call, Middleware, Next, Reco
 from agentrt.clock import reader
 from agentrt.compose import Classify, Prologue, compose
 from agentrt.errors import ConfigError
+from agentrt.order import (
+    ORDER,
+    Off,
+    Placed,
+    is_placed,
+    item_name,
+    layout_of,
+    names,
+    order_problems,
+    stage_name,
+    stage_options,
+)
 from agentrt.stream import Stream
 
 __all__ = ["ORDER", "Pipeline", "PipelineWarning", "StageDescription"]
@@ -34,24 +46,6 @@ __all__ = ["ORDER", "Pipeline", "PipelineWarning", "StageDescription"]
 R = TypeVar("R")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-ORDER = (
-    "chaos",
-    "timeout",
-    "circuit_breaker",
-    "bulkhead",
-    "pace",
-    "throttle",
-    "rate_limit",
-    "budget",
-    "hedge",
-    "retry",
-    "fallback",
-    "cache",
-    "telemetry",
-)
-"""Every place in the pipeline, from the call outward. Whatever waits stands outside the circuit breaker: its wait is
-not the target's latency, and a queued attempt meets the breaker when it starts."""
 
 
 class PipelineWarning(UserWarning):
@@ -64,12 +58,6 @@ class StageDescription(Struct, frozen=True):
     name: str
     options: dict[str, Any]
     sources: dict[str, str]
-
-
-class _Off(Struct, frozen=True, eq=False):
-    """The place of a built-in stage that is off."""
-
-    name: str
 
 
 class Pipeline:
@@ -103,7 +91,7 @@ class Pipeline:
         self.sources = sources if sources is not None else {}
         self._terminal = terminal
         self._classify = classify
-        self._layout = _with_places(list(inner_first))
+        self._layout = layout_of(list(inner_first))
         self._value: Next[Any] | None = None
         self._streaming: Next[Any] | None = None
         self._seconds = UNBOUNDED if self.deadline is None else self.deadline
@@ -131,23 +119,23 @@ class Pipeline:
     @property
     def stages(self) -> tuple[Middleware, ...]:
         """The stages that are on, from the call outward."""
-        return tuple(cast("Middleware", stage) for stage in self._layout if not isinstance(stage, _Off))
+        return tuple(cast("Middleware", stage) for stage in self._layout if not isinstance(stage, Off))
 
     def replace(self, stage: Middleware) -> Pipeline:
         """With `stage` instead of the one of the same name, or turned on at that name's place."""
         name = stage_name(stage)
-        if name not in _names(self._layout):
+        if name not in names(self._layout):
             raise ConfigError(
                 f"there is no stage named {name!r} to replace; use place(..., outside=) or inside= for your own"
             )
-        return self._changed([stage if _name(item) == name else item for item in self._layout])
+        return self._changed([stage if item_name(item) == name else item for item in self._layout])
 
-    def without(self, *names: str) -> Pipeline:
+    def without(self, *off: str) -> Pipeline:
         """With the stages of these names turned off. Their places stay."""
-        for name in names:
+        for name in off:
             self._check_name(name)
         kept = [
-            (_Off(_name(item)) if _name(item) in ORDER else None) if _name(item) in names else item
+            (Off(item_name(item)) if item_name(item) in ORDER else None) if item_name(item) in off else item
             for item in self._layout
         ]
         return self._changed([item for item in kept if item is not None])
@@ -160,14 +148,14 @@ class Pipeline:
         anchor = outside if outside is not None else inside if inside is not None else "telemetry"
         self._check_name(anchor)
         layout = list(self._layout)
-        index = next(i for i, item in enumerate(layout) if _name(item) == anchor)
+        index = next(i for i, item in enumerate(layout) if item_name(item) == anchor)
         if outside is not None:
-            layout.insert(index + 1, _Placed(stage, anchor, outside=True))
+            layout.insert(index + 1, Placed(stage, anchor, outside=True))
         else:
             # Those placed here before stay outermost, nearest to the anchor.
-            while index > 0 and _is_placed(layout[index - 1], anchor):
+            while index > 0 and is_placed(layout[index - 1], anchor):
                 index -= 1
-            layout.insert(index, _Placed(stage, anchor, outside=False))
+            layout.insert(index, Placed(stage, anchor, outside=False))
         return self._changed(layout)
 
     def describe(self) -> tuple[StageDescription, ...]:
@@ -319,9 +307,9 @@ class Pipeline:
         return changed
 
     def _check_name(self, name: str) -> None:
-        names = _names(self._layout)
-        if name not in names:
-            raise ConfigError(f"there is no stage named {name!r}; the places are {', '.join(names)}")
+        known = names(self._layout)
+        if name not in known:
+            raise ConfigError(f"there is no stage named {name!r}; the places are {', '.join(known)}")
 
     def _describe(self, stage: Middleware) -> StageDescription:
         name = stage_name(stage)
@@ -361,87 +349,6 @@ class OpenStream(Generic[T]):
             await self._stream.__aexit__(kind, error, traceback)
 
 
-class _Placed:
-    """A user's stage at its place, with what it was placed beside."""
-
-    def __init__(self, stage: Middleware, anchor: str, *, outside: bool) -> None:
-        self.stage = stage
-        self.anchor = anchor
-        self.outside = outside
-        self.name = stage_name(stage)
-
-    async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
-        return await self.stage(call, call_next)
-
-
-def stage_name(stage: Any) -> str:
-    """The name a stage is placed and shown by: its `name`, else that of the function or class."""
-    name = getattr(stage, "name", None) or getattr(stage, "__name__", None)
-    return str(name or type(stage).__name__)
-
-
-def stage_options(stage: Any) -> dict[str, Any]:
-    """The constructor's parameters of a stage with their present values."""
-    if inspect.isroutine(stage):
-        return {}
-    options_: dict[str, Any] = {}
-    for name, parameter in inspect.signature(type(stage)).parameters.items():
-        if name == "random" or not hasattr(stage, name):
-            continue
-        if parameter.kind is parameter.VAR_POSITIONAL and not getattr(stage, name):
-            continue
-        value = getattr(stage, name)
-        if value is not ...:
-            options_[name] = value
-    return options_
-
-
-def order_problems(stages: Sequence[Any], *, seconds: float, idempotent: bool) -> list[str]:
-    """What cannot work about this order, one sentence each."""
-    names = [stage_name(stage) for stage in stages]
-    at = {name: index for index, name in enumerate(names)}
-    problems = []
-    for inner, outer, why in _KNOWN_BAD:
-        if inner in at and outer in at and at[inner] > at[outer]:
-            problems.append(f"{inner} stands outside {outer}: {why}")
-    by_name = dict(zip(names, stages, strict=True))
-    problems.extend(_retry_problem(by_name, seconds=seconds, idempotent=idempotent))
-    return problems
-
-
-_KNOWN_BAD = (
-    ("timeout", "retry", "it then bounds all attempts together; for that use deadline="),
-    ("timeout", "circuit_breaker", "the breaker then never sees a timeout"),
-    ("circuit_breaker", "retry", "it then sees one outcome per call instead of every attempt"),
-    ("circuit_breaker", "fallback", "a fallback that works then hides every failure, and it never opens"),
-    ("retry", "fallback", "fallback then answers first, and retry is dead code"),
-    ("circuit_breaker", "bulkhead", "a queued attempt then met the breaker long before it starts"),
-    ("circuit_breaker", "pace", "the wait for a turn then counts as the target's latency"),
-    ("circuit_breaker", "throttle", "the wait at the gate then counts as the target's latency"),
-    ("fallback", "telemetry", "the record then ends before the next target is tried"),
-)
-
-
-def _retry_problem(by_name: dict[str, Any], *, seconds: float, idempotent: bool) -> list[str]:
-    """A first retry that could never start: the attempt limit and its backoff fill the first target's share."""
-    retry, timeout = by_name.get("retry"), by_name.get("timeout")
-    attempt = getattr(timeout, "attempt", None)
-    if retry is None or attempt is None or seconds == UNBOUNDED or getattr(retry, "max_attempts", 1) < 2:
-        return []
-    fallback = by_name.get("fallback")
-    shared = idempotent and fallback is not None and (fallback.targets or callable(fallback.default))
-    share = seconds / 2 if shared else seconds
-    backoff = retry.longest_first_backoff()
-    if attempt + backoff < share:
-        return []
-    problem = (
-        f"a first retry could never start: an attempt may take {attempt:g} s and the backoff after it "
-        f"{backoff:g} s, but the first target's share of the deadline is {share:g} s; "
-        "lower timeout.attempt or raise the deadline"
-    )
-    return [problem]
-
-
 def _holding_deadline(stages: Sequence[Middleware]) -> Sequence[Middleware]:
     """Somebody must hold the deadline, also in a pipeline without the timeout stage."""
     if any(stage_name(stage) == "timeout" for stage in stages):
@@ -449,36 +356,6 @@ def _holding_deadline(stages: Sequence[Middleware]) -> Sequence[Middleware]:
     from agentrt.middleware.timeout import Timeout
 
     return [Timeout(attempt=None), *stages]
-
-
-def _with_places(stages: list[Any]) -> list[Any]:
-    """Add a mark for the place of every built-in stage that is off, where `ORDER` has it."""
-    names = [stage_name(stage) for stage in stages]
-    for name in names:
-        if name in ORDER and names.count(name) > 1:
-            raise ConfigError(f"the pipeline has {names.count(name)} stages named {name!r}")
-    layout = list(stages)
-    previous = -1
-    for name in ORDER:
-        found = next((i for i, item in enumerate(layout) if _name(item) == name), None)
-        if found is None:
-            previous += 1
-            layout.insert(previous, _Off(name))
-        else:
-            previous = found
-    return layout
-
-
-def _name(item: Any) -> str:
-    return item.name if isinstance(item, _Off) else stage_name(item)
-
-
-def _names(layout: Sequence[Any]) -> list[str]:
-    return [_name(item) for item in layout]
-
-
-def _is_placed(item: Any, anchor: str) -> bool:
-    return isinstance(item, _Placed) and item.anchor == anchor and not item.outside
 
 
 # `Pipeline.call` begins with this: `new_call` without the options that it never uses.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from agentrt.events import Event, Sink
 
 if TYPE_CHECKING:
-    from agentrt.runtime import RunResult
+    from agentrt.execution import RunResult
 
 __all__ = ["RunStream"]
 

@@ -17,25 +17,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from msgspec import Struct
-
 from agentrt import events
 from agentrt.agent import Agent
-from agentrt.call import RUN, UNBOUNDED, Call, Middleware
+from agentrt.call import UNBOUNDED, Middleware
 from agentrt.clients import Clients
 from agentrt.clock import Clock, reader
 from agentrt.config import Config
-from agentrt.context import Context, describe
-from agentrt.errors import AgentrtError, ConfigError, DeadlineExceeded
+from agentrt.context import Context
+from agentrt.errors import AgentrtError, ConfigError
+from agentrt.execution import RunResult, execute
 from agentrt.hosting import Hosted, host
 from agentrt.limits import Counters, Limits
-from agentrt.models.protocol import ModelClient, ModelResponse, Part, Usage
+from agentrt.models.protocol import ModelClient, ModelResponse, Part
 from agentrt.pipelines import Pipelines, Placement
 from agentrt.plugins import close_plugin, open_plugin
 from agentrt.run_stream import RunStream
 from agentrt.session import Session
 from agentrt.telemetry import combine
-from agentrt.timers import Armed, Timers
 
 if TYPE_CHECKING:
     from agentrt.pipeline import Pipeline
@@ -48,19 +46,6 @@ T = TypeVar("T")
 
 DEFAULT_MEMORY = Path(".agentrt") / "memory.db"
 CLOSE_SECONDS = 5.0
-
-
-class RunResult(Struct, frozen=True, eq=False):
-    """How a run ended. `output`: what the agent returned; `text`: that as text. `usage`: tokens of the run and its
-    children. `degraded`: some answer did not come from its first target. `record`: the calls that were
-    made, in order, each with its record."""
-
-    output: Any
-    text: str
-    usage: Usage
-    run_id: str
-    degraded: bool
-    record: list[Call[Any]]
 
 
 class Runtime:
@@ -148,7 +133,7 @@ class Runtime:
         """
         hosted = await self.host(agent)
         ctx = self._context(hosted, session=session, limits=limits)
-        return await self._execute(ctx, hosted, message)
+        return await execute(ctx, hosted, message)
 
     def stream(
         self,
@@ -168,7 +153,7 @@ class Runtime:
         async def start(sink: events.Sink) -> RunResult:
             hosted = await self.host(agent)
             ctx = self._context(hosted, session=session, limits=limits, sink=sink, streaming=deltas)
-            return await self._execute(ctx, hosted, message)
+            return await execute(ctx, hosted, message)
 
         return RunStream(start)
 
@@ -266,7 +251,7 @@ class Runtime:
     async def run_child(self, parent: Context, agent: Any, message: str | list[Part]) -> RunResult:
         hosted = await self.host(agent)
         ctx = self._context(hosted, parent=parent)
-        return await self._execute(ctx, hosted, message)
+        return await execute(ctx, hosted, message)
 
     async def memory(self) -> Any:
         """The memory store, opened at first use."""
@@ -369,50 +354,6 @@ class Runtime:
             Limits, "run", "limits", defaults={"seconds": self.config.run.timeout_or(None)}
         )
 
-    async def _execute(self, ctx: Context, hosted: Hosted, message: str | list[Part]) -> RunResult:
-        if not message or (isinstance(message, str) and not message.strip()):
-            raise ConfigError("the message is empty")
-        ctx.emit(
-            events.RunStarted(
-                run=ctx.id,
-                at=ctx.elapsed,
-                agent=hosted.name,
-                parent=None if ctx.parent is None else ctx.parent.id,
-            )
-        )
-        token = RUN.set(ctx)
-        started = ctx.elapsed
-        armed = _arm(ctx)
-        try:
-            if hosted.per_run and hosted.is_managed:
-                async with hosted.subject:
-                    output = await hosted.run(message, ctx)
-            else:
-                output = await hosted.run(message, ctx)
-        except BaseException as error:
-            raised = _failed(ctx, armed, error)
-            _report_failure(ctx, raised, ctx.elapsed - started)
-            if raised is error:
-                raise
-            raise raised from raised.__cause__
-        finally:
-            RUN.reset(token)
-        if armed is not None:
-            Timers.of(ctx.loop).disarm(armed)
-        result = RunResult(output, _as_text(output), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
-        ctx.emit(
-            events.RunFinished(
-                run=ctx.id,
-                at=ctx.elapsed,
-                output=output,
-                seconds=ctx.elapsed - started,
-                input_tokens=ctx.usage.input_tokens,
-                output_tokens=ctx.usage.output_tokens,
-                degraded=result.degraded,
-            )
-        )
-        return result
-
 
 class _Host:
     """What a plugin's `open` gets."""
@@ -447,57 +388,8 @@ def _import_stage(name: str) -> Any:
         raise ConfigError(f"pipeline.use: the module {module!r} has no {attribute!r}") from error
 
 
-def _arm(ctx: Context) -> Armed | None:
-    """Bound the run's task by its deadline; a child run is bounded by its parent's."""
-    if ctx.deadline == UNBOUNDED or ctx.parent is not None:
-        return None
-    task = asyncio.current_task()
-    assert task is not None
-    return Timers.of(ctx.loop).arm_at(ctx.deadline, task)
-
-
-def _failed(ctx: Context, armed: Armed | None, error: BaseException) -> BaseException:
-    if armed is None:
-        return error
-    ours = Timers.of(ctx.loop).disarm(armed)
-    if armed.delivered and ours and isinstance(error, asyncio.CancelledError):
-        seconds = ctx.counters.limits.seconds
-        raised = DeadlineExceeded(f"the run's deadline of {seconds:g} s is over", scope="run")
-        raised.__cause__ = error
-        return raised
-    return error
-
-
-def _report_failure(ctx: Context, error: BaseException, seconds: float) -> None:
-    if not ctx.is_watched:
-        return
-    causes = [
-        describe(cause) for call in ctx.calls[-1:] for cause in call.record.errors if cause is not error
-    ]
-    ctx.emit(
-        events.RunFailed(
-            run=ctx.id,
-            at=ctx.elapsed,
-            error=type(error).__name__,
-            message=str(error),
-            seconds=seconds,
-            causes=causes,
-        )
-    )
-
-
 def _agent_name(agent: Any) -> str:
     if agent is None:
         return "runtime"
     name = getattr(agent, "__name__", None)
     return str(name or type(agent).__name__)
-
-
-def _as_text(output: Any) -> str:
-    if isinstance(output, str):
-        return output
-    if output is None:
-        return ""
-    from agentrt.schema import encode_result
-
-    return encode_result(output, tool="the agent")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from agentrt import events
 from agentrt.cli.terminal import Terminal
-from agentrt.runtime import RunResult
+from agentrt.execution import RunResult
 
 __all__ = ["Answer", "Lines", "Printer", "Text"]
 

@@ -1,0 +1,124 @@
+"""One run: from its first event to its last, within its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from msgspec import Struct
+
+from agentrt import events
+from agentrt.call import RUN, UNBOUNDED, Call
+from agentrt.context import Context, describe
+from agentrt.errors import ConfigError, DeadlineExceeded
+from agentrt.hosting import Hosted
+from agentrt.models.protocol import Part, Usage
+from agentrt.schema import encode_result
+from agentrt.timers import Armed, Timers
+
+__all__ = ["RunResult", "execute"]
+
+
+class RunResult(Struct, frozen=True, eq=False):
+    """How a run ended. `output`: what the agent returned; `text`: that as text. `usage`: tokens of the run and its
+    children. `degraded`: some answer did not come from its first target. `record`: the calls that were
+    made, in order, each with its record."""
+
+    output: Any
+    text: str
+    usage: Usage
+    run_id: str
+    degraded: bool
+    record: list[Call[Any]]
+
+
+async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> RunResult:
+    if not message or (isinstance(message, str) and not message.strip()):
+        raise ConfigError("the message is empty")
+    ctx.emit(
+        events.RunStarted(
+            run=ctx.id,
+            at=ctx.elapsed,
+            agent=hosted.name,
+            parent=None if ctx.parent is None else ctx.parent.id,
+        )
+    )
+    token = RUN.set(ctx)
+    started = ctx.elapsed
+    armed = _arm(ctx)
+    try:
+        if hosted.per_run and hosted.is_managed:
+            async with hosted.subject:
+                output = await hosted.run(message, ctx)
+        else:
+            output = await hosted.run(message, ctx)
+    except BaseException as error:
+        raised = _failed(ctx, armed, error)
+        _report_failure(ctx, raised, ctx.elapsed - started)
+        if raised is error:
+            raise
+        raise raised from raised.__cause__
+    finally:
+        RUN.reset(token)
+    if armed is not None:
+        Timers.of(ctx.loop).disarm(armed)
+    result = RunResult(output, _as_text(output), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
+    ctx.emit(
+        events.RunFinished(
+            run=ctx.id,
+            at=ctx.elapsed,
+            output=output,
+            seconds=ctx.elapsed - started,
+            input_tokens=ctx.usage.input_tokens,
+            output_tokens=ctx.usage.output_tokens,
+            degraded=result.degraded,
+        )
+    )
+    return result
+
+
+def _arm(ctx: Context) -> Armed | None:
+    """Bound the run's task by its deadline; a child run is bounded by its parent's."""
+    if ctx.deadline == UNBOUNDED or ctx.parent is not None:
+        return None
+    task = asyncio.current_task()
+    assert task is not None
+    return Timers.of(ctx.loop).arm_at(ctx.deadline, task)
+
+
+def _failed(ctx: Context, armed: Armed | None, error: BaseException) -> BaseException:
+    if armed is None:
+        return error
+    ours = Timers.of(ctx.loop).disarm(armed)
+    if armed.delivered and ours and isinstance(error, asyncio.CancelledError):
+        seconds = ctx.counters.limits.seconds
+        raised = DeadlineExceeded(f"the run's deadline of {seconds:g} s is over", scope="run")
+        raised.__cause__ = error
+        return raised
+    return error
+
+
+def _report_failure(ctx: Context, error: BaseException, seconds: float) -> None:
+    if not ctx.is_watched:
+        return
+    causes = [
+        describe(cause) for call in ctx.calls[-1:] for cause in call.record.errors if cause is not error
+    ]
+    ctx.emit(
+        events.RunFailed(
+            run=ctx.id,
+            at=ctx.elapsed,
+            error=type(error).__name__,
+            message=str(error),
+            seconds=seconds,
+            causes=causes,
+        )
+    )
+
+
+def _as_text(output: Any) -> str:
+    if isinstance(output, str):
+        return output
+    if output is None:
+        return ""
+    return encode_result(output, tool="the agent")
