@@ -223,11 +223,14 @@ class Pipeline:
         parent: Any = None
         single = False
         enclosing = ENCLOSING.get()
-        if enclosing is not None:
-            if enclosing.when < deadline:
-                deadline = enclosing.when
+        if enclosing is not None and enclosing.is_running:
             parent = enclosing.call
             single = parent.covers
+            # A stream inside a stream lives on after the commit point, when the attempt's limit is gone. Until then
+            # that limit ends it by itself.
+            when = parent.deadline if stream and parent.stream else enclosing.when
+            if when < deadline:
+                deadline = when
         return Call(
             self.kind,
             self.operation if operation is None else operation,

@@ -572,3 +572,34 @@ async def test_a_stream_handed_on_by_an_inner_pipeline_counts_for_the_inner_targ
     assert inner_breaker.state("inner") == "open"
     assert outer_breaker.state("outer") == "closed"
     assert inner.record.errors == [error]
+
+
+@scenario
+async def test_a_nested_stream_outlives_the_limit_of_the_attempt_that_opened_it() -> None:
+    """After the commit point the outer attempt's limit is gone, for the inner stream as well."""
+    inner = Observed(Timeout(attempt=60, idle=60), target="inner")
+    outer = Observed(Timeout(attempt=10, idle=60), target="outer", deadline=100)
+
+    async def relay() -> AsyncIterator[Any]:
+        async with inner.stream(Callee([1, Slow(8, 2), Slow(8, 3)]).stream) as stream:
+            async for item in stream:
+                yield item
+
+    assert await outer.collect(relay) == [1, 2, 3]
+    assert now() == 16.0
+
+
+@scenario
+async def test_a_nested_stream_ends_with_the_outer_calls_deadline() -> None:
+    inner = Observed(Timeout(attempt=60), target="inner")
+    outer = Observed(Timeout(attempt=10), target="outer", deadline=20)
+
+    async def relay() -> AsyncIterator[Any]:
+        async with inner.stream(Callee([1, Slow(8, 2), HANG]).stream) as stream:
+            async for item in stream:
+                yield item
+
+    got, error = await outer.broken_stream(relay)
+    assert got == [1, 2]
+    assert isinstance(error, TimeoutError)
+    assert now() == 20.0

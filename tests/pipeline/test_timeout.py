@@ -352,6 +352,40 @@ async def test_after_a_call_the_enclosing_limit_is_gone() -> None:
     assert ENCLOSING.get() is None
 
 
+@scenario
+async def test_a_task_that_outlives_the_attempt_that_started_it_is_not_bounded_by_it() -> None:
+    """The context of the attempt goes with the task, but its limit is over."""
+    other = Observed(Timeout(attempt=60), Retry(initial_delay=0), target="other", idempotent=True)
+    results: list[Any] = []
+
+    async def background() -> None:
+        await asyncio.sleep(100)
+        results.append(await other.call(Callee(HANG if not results else "ok", "ok")))
+
+    async def callee() -> asyncio.Task[None]:
+        return asyncio.create_task(background())
+
+    for attempt in (10.0, None):
+        results.clear()
+        outer = Observed(Timeout(attempt=attempt), Retry(), target="outer", idempotent=True)
+        await (await outer.call(callee))
+        assert results == ["ok"]
+        # Nor are its failures noted in the record of that call.
+        assert outer.record.nested is None
+
+
+@scenario
+async def test_a_task_that_belongs_to_a_running_attempt_is_bounded_by_it() -> None:
+    inner = Observed(Timeout(attempt=60), target="inner")
+
+    async def callee() -> Any:
+        return await asyncio.create_task(inner.call(Callee(HANG)))
+
+    error = await Observed(Timeout(attempt=10), target="outer").failure(callee)
+    assert isinstance(error, AttemptTimeout)
+    assert now() == 10.0
+
+
 # --- streams -------------------------------------------------------------------------------------------
 
 
