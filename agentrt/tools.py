@@ -301,10 +301,11 @@ class Tool(Generic[P, R]):
         if self._context is not None:
             kwargs[self._context] = ctx
         args = [] if self.instance is None else [self.instance]
-        for name in self._positional:
-            if name not in kwargs:
-                break
-            args.append(kwargs.pop(name))
+        if self._positional:
+            given = [index for index, name in enumerate(self._positional) if name in kwargs]
+            names = self._positional[: given[-1] + 1 if given else 0]
+            # A default has to be written out where a later one is given by position.
+            args += [kwargs.pop(name, self.__signature__.parameters[name].default) for name in names]
         return args, kwargs
 
     def _warn_of_direct_call(self) -> None:
