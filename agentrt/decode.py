@@ -60,7 +60,7 @@ class Text(str):
 
 class Where(Struct, frozen=True, eq=False):
     """Where a table stands, for messages: its `path`, and a function from the path of a value to its origin
-    ("agentrt.toml:12", "AGENTRT_RUN__TIMEOUT"). The default stands for values given in code."""
+    ("agentrt.toml:12", "AGENTRT_RUN__TIMEOUT", "" if it has none). The default stands for values given in code."""
 
     path: Path = ()
     origin: Callable[[Path], str] | None = None
@@ -71,12 +71,18 @@ class Where(Struct, frozen=True, eq=False):
 
     def error(self, message: str) -> ConfigError:
         """`message`, said of the value at this path."""
-        return ConfigError(f"{self}: {message}")
+        return ConfigError(f"{self.prefix}{message}")
 
     def unknown(self, name: str, allowed: Collection[str]) -> ConfigError:
         """The error for a key that is none of `allowed`."""
         table = f"[{dotted(self.path)}]" if self.path else "the configuration"
         return self.below(name).error(f"{table} has no {name!r}{choices(name, allowed)}")
+
+    @property
+    def prefix(self) -> str:
+        """ "agentrt.toml:12: ", the beginning of a message; nothing for a table that nobody wrote."""
+        place = str(self)
+        return f"{place}: " if place else ""
 
     def __str__(self) -> str:
         return "in code" if self.origin is None else self.origin(self.path)
@@ -406,8 +412,6 @@ _WORDS: Mapping[Any, str] = {str: "text", int: "a whole number", float: "a numbe
 
 def _words(hint: Any) -> str:
     """What a value of this type looks like in a file."""
-    if hint in (None, type(None)):
-        return "false"
     if isinstance(hint, type) and hint in _WORDS:
         return _WORDS[hint]
     if hint is Any or hint is object:

@@ -227,7 +227,7 @@ def _import(info: PluginInfo, where: Where | None) -> type:
             found = getattr(found, attribute)
         if not isinstance(found, type):
             raise TypeError(f"its entry point {info.target} names {found!r}, which is not a class")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(info, "be loaded", error, where) from error
     return found
 
@@ -256,7 +256,7 @@ def _qualified(info: PluginInfo) -> str:
 def _failed(
     info: PluginInfo,
     what: Literal["be loaded", "be made", "be opened"],
-    error: Exception,
+    error: BaseException,
     where: Where | None,
 ) -> PluginError:
     return _error(
@@ -270,4 +270,4 @@ def _cause(error: BaseException) -> str:
 
 
 def _error(where: Where | None, message: str) -> PluginError:
-    return PluginError(message if where is None or where.origin is None else f"{where}: {message}")
+    return PluginError(message if where is None or where.origin is None else f"{where.prefix}{message}")

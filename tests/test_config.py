@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from msgspec import UNSET
 
 from agentrt.config import Config, Setting
@@ -24,7 +27,7 @@ from agentrt.middleware.fallback import Fallback
 from agentrt.middleware.retry import Retry
 from agentrt.middleware.throttle import Throttle
 from agentrt.middleware.timeout import Timeout
-from agentrt.pipeline import ORDER
+from agentrt.order import ORDER
 from agentrt.secrets.env import Env
 from agentrt.telemetry.memory import InMemory
 
@@ -126,6 +129,14 @@ def test_a_project_file_without_our_table_is_no_concern(tmp_path: Path, text: st
     assert Config.load(directory=tmp_path, environ={}).settings() == []
     (tmp_path / "agentrt.toml").write_text("[run]\ntimeout = 8\n")
     assert Config.load(directory=tmp_path, environ={}).notes == ()
+
+
+def test_a_broken_project_file_matters_only_without_a_file_of_our_own(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.agentrt\n")
+    with pytest.raises(ConfigError, match=r"^pyproject.toml:1:14: this is not TOML: "):
+        Config.load(directory=tmp_path, environ={})
+    (tmp_path / "agentrt.toml").write_text("[run]\ntimeout = 8\n")
+    assert Config.load(directory=tmp_path, environ={}).run.timeout == 8.0
 
 
 def test_a_file_given_by_path_is_the_only_one(tmp_path: Path, load: Load) -> None:
@@ -342,6 +353,7 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
         ("[secrets]\ntoken = 'sk-1'\n", "secrets.token"),
         ("[telemetry.x]\nheaders = { x-api-key = 'sk-1' }\n", "telemetry.x.headers.x-api-key"),
         ("[telemetry.x]\ntokens = []\npassword = ['sk-1']\n", "telemetry.x.password"),
+        ("[[telemetry.x.hosts]]\ntoken = 'sk-1'\n", "telemetry.x.hosts.token"),
     ],
 )
 def test_a_secret_in_a_file_is_refused_without_showing_it(
@@ -367,6 +379,7 @@ def test_references_and_the_environment_are_the_ways_to_give_a_secret(load: Load
     assert "sk-1" not in repr(config)
     assert "sk-1" not in str(config.settings())
     assert "models.b.api_key='***'" in repr(config)
+    assert "sk-1" not in repr(config.model("b"))
 
 
 # --- plugins ---------------------------------------------------------------------------------------------
@@ -390,6 +403,13 @@ def test_a_plugin_that_does_not_exist_is_placed(load: Load) -> None:
         ConfigError, match=r"^agentrt.toml:2: models.a.plugin must be a plugin's name, not 3$"
     ):
         load("[models.a]\nplugin = 3\n").model("a")
+
+
+def test_a_plugin_without_a_table_is_not_placed(load: Load) -> None:
+    with pytest.raises(
+        PluginError, match=r"^there is no plugin 'opnai' in the group agentrt.models; did you mean"
+    ):
+        load().model("opnai").make()
 
 
 def test_telemetry_is_in_memory_unless_backends_are_named(load: Load) -> None:
@@ -584,6 +604,56 @@ def test_the_timeout_can_be_turned_off(load: Load) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_level_may_be_written_in_capitals(load: Load, level: str) -> None:
     assert load(AGENTRT_LOG__LEVEL=level.upper()).log.level == level
+
+
+# --- whatever is written --------------------------------------------------------------------------------
+
+words = st.sampled_from(
+    [
+        *("run", "agent", "models", "pipeline", "secrets", "telemetry", "memory", "log"),
+        *("model", "retry", "timeout", "use", "attempt", "budget", "ratio", "limits", "steps"),
+        *("provider", "providers", "plugin", "deadline", "level", "x", "-"),
+    ]
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), words),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(words, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def use_everything(config: Config) -> None:
+    config.settings()
+    repr(config)
+    for cls in STAGE_CLASSES.values():
+        for kind in KINDS:
+            config.options_for(cls, kind).make({"rate": 1.0} if cls.name == "pace" else {})
+    for prefix in config.models:
+        config.model(prefix)
+    config.telemetry()
+    config.secrets().make()
+    config.make(Limits, "run", "limits")
+
+
+@settings(deadline=None)  # the first example imports half of agentrt
+@given(st.dictionaries(words, values, max_size=4))
+@example({"pipeline": {"retry": {"budget": {"ratio": float("nan")}}}})
+@example({"run": {"timeout": float("inf")}})
+@example({"run": {"timeout": 10**400}})
+def test_any_tables_are_taken_or_refused_as_a_mistake(tables: dict[str, Any]) -> None:
+    with contextlib.suppress(ConfigError, PluginError):
+        use_everything(Config(tables))
+
+
+@settings(deadline=None)
+@given(st.lists(words, min_size=1, max_size=4), st.one_of(st.text(max_size=12), values.map(repr)))
+def test_any_variable_is_taken_or_refused_as_a_mistake(names: list[str], text: str) -> None:
+    variable = "AGENTRT_" + "__".join(names).upper()
+    with contextlib.suppress(ConfigError, PluginError):
+        use_everything(Config.load(directory="/nonexistent", environ={variable: text}))
+        use_everything(
+            Config.load(directory="/nonexistent", environ={}, overrides=[f"{'.'.join(names)}={text}"])
+        )
 
 
 # --- cost ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import datetime
 import enum
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Protocol, TypedDict
 
@@ -46,6 +46,12 @@ class Headers(TypedDict, total=False):
 @dataclass
 class Size:
     width: int
+
+
+@dataclass(kw_only=True)
+class Named:
+    name: str
+    tags: list[str] = field(default_factory=list)
 
 
 class Budget:
@@ -280,6 +286,11 @@ def test_a_struct_is_made_from_its_fields() -> None:
     assert refused(cls=Point, x="a") == "agentrt.toml:3: models.acme.x must be a whole number, not 'a'"
 
 
+def test_a_dataclass_with_keywords_is_made_from_its_fields() -> None:
+    assert build(Named, {"name": "x"}, where=HERE) == Named(name="x")
+    assert refused(cls=Named) == "agentrt.toml:2: [models.acme] needs the option 'name': text"
+
+
 def test_defaults_from_code_stand_behind_the_table() -> None:
     assert build(Point, {"x": 1}, where=HERE, defaults={"x": 5, "y": 6}) == Point(1, 6)
 
@@ -303,6 +314,36 @@ def test_annotations_that_cannot_be_resolved_are_the_plugins_fault() -> None:
 
     with pytest.raises(PluginError, match=r"Unresolved's constructor cannot be understood: NameError"):
         options_of(Unresolved)
+
+
+def test_a_type_that_cannot_be_read_is_the_plugins_fault() -> None:
+    class Ambiguous:
+        def __init__(self, *, a: list[int] | tuple[int, int] = ()) -> None: ...  # type: ignore[assignment]
+
+    with pytest.raises(PluginError, match="the type of the option 'a' cannot be read from a file: "):
+        build(Ambiguous, {"a": [1]}, where=HERE)
+
+
+def test_any_annotation_has_words() -> None:
+    class Odd:
+        def __init__(
+            self,
+            *,
+            day: datetime.date | None = None,
+            rows: list[list[int]] | None = None,
+            nothing: None = None,
+            any_list: list[Any] | None = None,
+            bare: dict | None = None,  # type: ignore[type-arg]
+            loose: object = 1,
+        ) -> None: ...
+
+    assert {name: option.allowed for name, option in options_of(Odd).items()} == {
+        "day": "a date or false (off)",
+        "rows": "a list of values or false (off)",
+        "any_list": "a list of values or false (off)",
+        "bare": "a table or false (off)",
+        "loose": "any value",
+    }
 
 
 def test_a_required_parameter_that_no_file_can_hold_is_named() -> None:

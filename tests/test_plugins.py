@@ -131,6 +131,7 @@ def test_an_empty_group_has_none_and_an_unknown_group_is_named() -> None:
     [
         ("acme_m:Keyring", "import acme_missing", "ModuleNotFoundError: No module named 'acme_missing'"),
         ("acme_m:Keyring", "1/0", "ZeroDivisionError: division by zero"),
+        ("acme_m:Keyring", "raise SystemExit(3)", "SystemExit: 3"),
         ("acme_m:Keyring", "def f(:", "SyntaxError: "),
         ("acme_m:Keyring", "", "AttributeError: module 'acme_m' has no attribute 'Keyring'"),
         ("acme_m:made", "made = 3", "TypeError: its entry point acme_m:made names 3, which is not a class"),

@@ -65,6 +65,9 @@ class PluginTable(Struct, frozen=True, eq=False):
     options: Mapping[str, Any]
     where: Where
 
+    def __repr__(self) -> str:
+        return f"PluginTable({self.group}: {self.plugin}, {shown(self.where.path, dict(self.options))})"
+
     def make(self) -> Any:
         """The plugin; raises `ConfigError` for its options and `PluginError` for itself."""
         return plugins.make(self.group, self.plugin, self.options, where=self.where)
@@ -321,7 +324,7 @@ class Config:
             if (
                 not isinstance(use, list)
                 or not isinstance(item, str)
-                or not _MODULE_ATTRIBUTE.fullmatch(item)
+                or not re.fullmatch(_MODULE_ATTRIBUTE, item)
             ):
                 raise self._tree.where("pipeline", "use").error(
                     f'pipeline.use must be a list of names such as "my_package.stages:timing", not {use!r}'
@@ -355,7 +358,7 @@ class Config:
             )
 
 
-_MODULE_ATTRIBUTE = re.compile(r"[\w.]+:[\w.]+")
+_MODULE_ATTRIBUTE = r"[\w.]+:[\w.]+"
 
 
 def _plain(value: Any) -> Any:

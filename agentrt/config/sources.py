@@ -107,12 +107,12 @@ class Tree:
         return origin if origin.document is None else Origin(origin.kind, origin.name, path, origin.document)
 
     def origin(self, path: Path) -> str:
-        """Where the value at `path` came from; for one that is missing, the nearest table around it."""
+        """Where the value at `path` came from; for one that is missing, the nearest table around it, if any."""
         for length in range(len(path), 0, -1):
             found = self.origins.get(path[:length])
             if found is not None:
                 return str(found)
-        return "default"
+        return ""
 
     def where(self, *path: str) -> Where:
         return Where(path, self.origin)
@@ -201,31 +201,38 @@ def _document(name: str, text: str, table: Any, *, prefix: Path) -> Document:
     if not isinstance(table, dict):
         raise ConfigError(f"{name}: {dotted(prefix)} must be a table, not {table!r}")
     document = Document(name, text, table, prefix=prefix)
-    for path, value in _leaves((), table):
-        _check_secret(document, path, value)
+    for path, text in _texts((), table):
+        _check_secret(document, path, text)
     return document
 
 
-_PASSWORD_IN_URL = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+def _texts(path: Path, value: Any) -> Iterator[tuple[Path, str]]:
+    """Every text in a table, those in lists included, with the keys that lead to it."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts((*path, name), item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(path, item)
 
 
-def _check_secret(document: Document, path: Path, value: Any) -> None:
+_PASSWORD_IN_URL = r"://[^/\s:@]*:[^/\s@]+@"
+
+
+def _check_secret(document: Document, path: Path, text: str) -> None:
     """Secrets never stand in a configuration file: it is committed, copied and shown."""
-    for item in value if isinstance(value, list) else (value,):
-        if not isinstance(item, str) or not item or item.startswith("secret://"):
-            continue
-        variable = (
-            f"{PREFIX}{'__'.join(path).upper()}" if all(map(str.isidentifier, path)) else "the environment"
-        )
-        if holds_secret(path[-1]):
-            remedy = (
-                f'holds a secret; write a reference such as "secret://env/NAME" instead, or set {variable}'
-            )
-        elif _PASSWORD_IN_URL.search(item):
-            remedy = f"holds a URL with a password; set {variable} instead"
-        else:
-            continue
-        raise ConfigError(f"{document.place(path)}: {dotted(path)} {remedy}: secrets never stand in a file")
+    if not text or not path or text.startswith("secret://"):
+        return
+    variable = f"{PREFIX}{'__'.join(path).upper()}" if all(map(str.isidentifier, path)) else "the environment"
+    if holds_secret(path[-1]):
+        remedy = f'holds a secret; write a reference such as "secret://env/NAME" instead, or set {variable}'
+    elif re.search(_PASSWORD_IN_URL, text):
+        remedy = f"holds a URL with a password; set {variable} instead"
+    else:
+        return
+    raise ConfigError(f"{document.place(path)}: {dotted(path)} {remedy}: secrets never stand in a file")
 
 
 # --- environment and command line ------------------------------------------------------------------------
@@ -272,7 +279,7 @@ def merge_overrides(
         origin = Origin("option", f"--set {key.strip()}")
         if not equals:
             raise ConfigError(f"--set wants section.key=value, not {override!r}")
-        _merge_text(tree, _split(key, "--set"), text, origin, sections)
+        _merge_text(tree, _split(key, "--set"), text.strip(), origin, sections)
 
 
 def _merge_text(tree: Tree, path: Path, text: str, origin: Origin, sections: Sequence[str]) -> None:
@@ -293,15 +300,16 @@ def _check_section(path: Path, origin: Origin, sections: Sequence[str]) -> None:
         raise ConfigError(f"{origin}: there is no section {path[0]!r}{choices(path[0], sections)}")
 
 
-_PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^.\s"']+))\s*(\.|\Z)""")
+_PART = r"""\s*(?:"([^"]*)"|'([^']*)'|([^.\s"']+))\s*(\.|\Z)"""
 
 
 def _split(key: str, what: str) -> Path:
     """The parts of a dotted key; a part with a dot of its own stands in quotes."""
     parts: list[str] = []
+    pattern = re.compile(_PART)
     at = 0
     while at < len(key) or not parts:
-        match = _PART.match(key, at)
+        match = pattern.match(key, at)
         if match is None or (match[4] == "." and match.end() == len(key)):
             raise ConfigError(f"{what}: {key!r} is not a setting's name such as run.timeout")
         parts.append(next(part for part in match.groups() if part is not None))

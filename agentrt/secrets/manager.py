@@ -34,6 +34,9 @@ __all__ = ["Invoke", "SecretsManager"]
 T = TypeVar("T")
 
 GROUP = "agentrt.secrets"
+MAX_KEPT = 1000
+"""Values that are kept at a time; beyond it the one that was fetched first is forgotten."""
+
 LEASE_PART = 2 / 3
 """A leased value is fetched anew after this part of its lease."""
 
@@ -193,6 +196,9 @@ class SecretsManager:
         found = await self._invoke("secret", f"secret:{ref.provider}", read, idempotent=True)
         value, lease = (found.value, found.lease) if isinstance(found, SecretValue) else (found, None)
         keep = self._ttl if lease is None else min(self._ttl, lease * LEASE_PART)
+        self._kept.pop(ref, None)
+        if len(self._kept) >= MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
         self._kept[ref] = _Kept(value, asyncio.get_running_loop().time() + keep)
         if self._on_value is not None:
             self._on_value(value)

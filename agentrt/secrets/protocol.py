@@ -14,7 +14,6 @@ Errors, and what the pipeline does with them (see `agentrt.errors`):
 from __future__ import annotations
 
 import dataclasses
-import hmac
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
@@ -221,6 +220,8 @@ class Secret(_Hidden):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
+        import hmac  # here: it brings OpenSSL, and few secrets are ever compared
+
         return hmac.compare_digest(str(self._value).encode(), str(other._value).encode())
 
     def __hash__(self) -> int:

@@ -269,3 +269,12 @@ async def test_providers_come_from_the_configuration(monkeypatch: pytest.MonkeyP
     assert await value(secrets, "secret://plain/MYAPP_KEY") == "mine"
     with pytest.raises(PluginError, match=r"there is no plugin 'aws' in the group agentrt.secrets"):
         await secrets.get("secret://aws/a")
+
+
+async def test_only_so_many_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentrt.secrets.manager.MAX_KEPT", 2)
+    provider = Provider({name: name for name in "abc"})
+    secrets, _ = manager(provider)
+    for name in "abcba":
+        await secrets.get(name)
+    assert [ref.name for ref in provider.asked] == ["a", "b", "c", "a"]
