@@ -1,6 +1,6 @@
 """The smallest agent: a class with `async def run(self, message)`. Any object with that method will do.
 
-    agentrt run examples/echo.py:Echo "Hello"
+agentrt run examples/echo.py:Echo "Hello"
 """
 
 

@@ -4,7 +4,7 @@
     Ctrl-C at the prompt             clears the line; a second one in a row quits (130)
     Ctrl-D                           ends (0)
 
-The event loop runs during an answer and rests at the prompt: the prompt is in the main thread, as readline and Python's own
+The event loop runs during an answer and rests at the prompt: that is in the main thread, as readline and Python's own
 handling of Ctrl-C want it.
 """
 

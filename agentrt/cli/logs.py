@@ -43,7 +43,7 @@ class _Handler(logging.Handler):
 
 
 def show_logs(level: str | None, terminal: Terminal) -> None:
-    """Send the records of all loggers from `level` ("warning") up to stderr. Called again, it only changes the level."""
+    """Send the records of all loggers from `level` ("warning") up to stderr; called again, it changes the level."""
     number = logging.getLevelNamesMapping()[(level or DEFAULT_LEVEL).upper()]
     root = logging.getLogger()
     for handler in root.handlers[:]:

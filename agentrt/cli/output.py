@@ -1,8 +1,8 @@
 """What `agentrt run` makes of a run's events: the answer, the text as it comes, or one JSON line for each.
 
-    Answer    the answer at the end
-    Text      text as the models write it (`--stream`, and the conversation)
-    Lines     every event as a line of JSON (`--jsonl`)
+Answer    the answer at the end
+Text      text as the models write it (`--stream`, and the conversation)
+Lines     every event as a line of JSON (`--jsonl`)
 """
 
 from __future__ import annotations

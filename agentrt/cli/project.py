@@ -17,7 +17,7 @@ from agentrt.config import Config
 from agentrt.errors import ConfigError
 from agentrt.runtime import Runtime
 
-__all__ = ["Project", "make_runtime", "open_project", "project_options"]
+__all__ = ["Project", "make_runtime", "open_project", "project_options", "read_config"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,9 +105,27 @@ def open_project(
     app_dir: str = ".",
     factory: bool = False,
 ) -> Project:
-    """Read environment files and configuration, take over logs and warnings, and import the target.
+    """The target and its configuration, with logs and warnings taken over.
 
-    Of several environment files the first that has a name wins. Raises ConfigError, TargetError or UserCodeError.
+    Raises ConfigError, TargetError or UserCodeError.
+    """
+    config = read_config(
+        terminal, models=models, overrides=overrides, config_file=config_file, env_files=env_files
+    )
+    return Project(load_target(target, app_dir=app_dir), config, factory)
+
+
+def read_config(
+    terminal: Terminal,
+    *,
+    models: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    config_file: str | None = None,
+    env_files: Sequence[str] = (),
+) -> Config:
+    """Read environment files and configuration, and take over logs and warnings.
+
+    Of several environment files the first that has a name wins. Raises ConfigError.
     """
     if env_files:
         from agentrt.config.dotenv import load_env_file
@@ -119,7 +137,7 @@ def open_project(
     show_logs(config.log.level, terminal)
     for note in config.notes:
         terminal.warning(note)
-    return Project(load_target(target, app_dir=app_dir), config, factory)
+    return config
 
 
 def make_runtime(project: Project) -> Runtime:
@@ -139,7 +157,9 @@ def make_runtime(project: Project) -> Runtime:
         raise UserCodeError(f"{place} failed") from error
     if hasattr(made, "__await__"):
         made.close()
-        raise ConfigError(f"{place} must be a plain function: it is called before the event loop does any work")
+        raise ConfigError(
+            f"{place} must be a plain function: it is called before the event loop does any work"
+        )
     return runtime
 
 

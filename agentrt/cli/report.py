@@ -9,8 +9,8 @@
     141  whoever read stdout has gone away
     143  SIGTERM
 
-A mistake of the user's gets one message: what, where, what to do. A bug in the agent gets the traceback of the agent's own
-frames and one line that sums it up.
+A mistake of the user's gets one message: what, where, what to do. A bug in the agent gets the traceback of the
+agent's own frames and one line that sums it up.
 """
 
 from __future__ import annotations

@@ -31,8 +31,9 @@ LAST_SECONDS = 28.0
 class Signals:
     """Takes SIGINT and SIGTERM for one run, from `__enter__` to `__exit__`.
 
-    `cancel` is called, in the loop, to cancel the run. `note` says something to the user. `received` is the first signal
-    that came, `exit_code` the exit code that it asks for. A signal that the process was started to ignore stays ignored.
+    `cancel` is called, in the loop, to cancel the run. `note` says something to the user. `received` is the first
+    signal that came, `exit_code` the exit code that it asks for. A signal that the process was started to ignore
+    stays ignored.
     """
 
     def __init__(

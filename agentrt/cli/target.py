@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 from types import ModuleType
@@ -12,13 +11,13 @@ from typing import Any
 
 from msgspec import Struct
 
+from agentrt.cli.candidates import agent_names, file_named, files_in, modules_in, names_in_file, similar_to
 from agentrt.cli.report import TargetError, UserCodeError
 from agentrt.errors import AgentrtError, ConfigError
 
-__all__ = ["Target", "agent_names", "load_target"]
+__all__ = ["Target", "load_target"]
 
 EXAMPLES = "my_module:MyAgent or path/to/file.py:MyAgent"
-SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "venv", "env", "site-packages"})
 
 
 class Target(Struct, frozen=True, eq=False):
@@ -32,8 +31,8 @@ class Target(Struct, frozen=True, eq=False):
 def load_target(text: str, *, app_dir: str = ".") -> Target:
     """Import the module of `text` and take the attribute from it.
 
-    `app_dir` is put first on `sys.path`; for a file, the folder of its outermost package comes before it, as when Python
-    runs a file. Raises ConfigError if `text` is no target, TargetError if there is no such module or attribute,
+    `app_dir` is put first on `sys.path`; for a file, the folder of its outermost package comes before it, as when
+    Python runs a file. Raises ConfigError if `text` is no target, TargetError if there is no such module or attribute,
     UserCodeError if the module itself fails.
     """
     place, colon, attribute = text.rpartition(":")
@@ -130,62 +129,20 @@ def _attribute(module: ModuleType, place: str, attribute: str) -> Any:
     return value
 
 
-def agent_names(module: ModuleType) -> list[str]:
-    """The names in `module` that look like agents made there, in the order of their definition."""
-    own = [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and _is_made_in(module, value) and _looks_like_agent(value)
-    ]
-    return own
-
-
-def _is_made_in(module: ModuleType, value: Any) -> bool:
-    if inspect.isclass(value) or inspect.isroutine(value):
-        return getattr(value, "__module__", None) == module.__name__
-    return True
-
-
-def _looks_like_agent(value: Any) -> bool:
-    if inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value):
-        # A middleware is an async function, too, of two arguments.
-        return len([p for p in inspect.signature(value).parameters if p not in ("ctx", "context")]) == 1
-    run = inspect.getattr_static(value, "run", None)
-    return inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
-
-
 # --- messages ------------------------------------------------------------------------------------------
 
 
 def _not_a_target(text: str, app_dir: str) -> str:
     if text.endswith(".py") and os.path.isfile(text):
         return f"{text} is a file; name the agent in it as well: {_with_agent(text)}"
-    if text.isidentifier() and text in _modules_in(app_dir):
+    if text.isidentifier() and text in modules_in(app_dir):
         return f"{text} is a module; name the agent in it as well: {text}:MyAgent"
     return f"{text!r} is not a target; a target is {EXAMPLES}"
 
 
 def _with_agent(path: str) -> str:
-    names = _names_in_file(path)
+    names = names_in_file(path)
     return f"{path}:{names[0]}" if names else f"{path}:MyAgent"
-
-
-def _names_in_file(path: str) -> list[str]:
-    """The classes with an async run and the async functions in a file, read without importing it."""
-    import ast
-
-    try:
-        with open(path, "rb") as file:
-            tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    names = []
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            has_run = any(isinstance(item, ast.AsyncFunctionDef) and item.name == "run" for item in node.body)
-            if has_run or any("Agent" in ast.unparse(base) for base in node.bases):
-                names.append(node.name)
-    return names
 
 
 def _no_module(name: str, missing: str, app_dir: str) -> str:
@@ -194,13 +151,13 @@ def _no_module(name: str, missing: str, app_dir: str) -> str:
     if parent:
         message = f"there is no module {missing!r}: the package {parent!r} has none of that name"
         folders = list(getattr(sys.modules.get(parent), "__path__", []))
-        similar = _similar(last, [found for folder in folders for found in _modules_in(folder)])
+        similar = similar_to(last, [found for folder in folders for found in modules_in(folder)])
         return f"{message}; did you mean {parent}.{similar}?" if similar else message
     message = f"there is no module {missing!r} in {where} or among the installed packages"
-    similar = _similar(missing, _modules_in(app_dir))
+    similar = similar_to(missing, modules_in(app_dir))
     if similar:
         return f"{message}; did you mean {similar}?"
-    file = _file_named(name, app_dir)
+    file = file_named(name, app_dir)
     if file is not None:
         return f"{message}; did you mean the file {file}?"
     return f"{message}; --app-dir names another folder to look in"
@@ -214,7 +171,7 @@ def _no_file(path: str) -> str:
     folder, name = os.path.split(path)
     if folder and not os.path.isdir(folder):
         return f"there is no file {path}: there is no folder {folder} in {os.getcwd()}"
-    similar = _similar(name, _files_in(folder or "."))
+    similar = similar_to(name, files_in(folder or "."))
     message = f"there is no file {path} in {os.getcwd()}"
     return f"{message}; did you mean {os.path.join(folder, similar)}?" if similar else message
 
@@ -229,53 +186,9 @@ def _no_attribute(module: ModuleType, place: str, attribute: str) -> str:
                 f"folder say {place}.py:{attribute}"
             )
     names = agent_names(module)
-    similar = _similar(attribute, names) or _similar(attribute, [n for n in vars(module) if n[:1] != "_"])
+    similar = similar_to(attribute, names) or similar_to(attribute, [n for n in vars(module) if n[:1] != "_"])
     if similar:
         return f"{message}; did you mean {place}:{similar}?"
     if names:
         return f"{message}; the agents in it are: {', '.join(names)}"
     return f"{message}, and no agent either: that is a class with `async def run(self, message)`"
-
-
-def _similar(name: str, names: list[str]) -> str | None:
-    import difflib
-
-    by_lower = {known.lower(): known for known in reversed(names)}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
-    return by_lower[found[0]] if found else None
-
-
-def _modules_in(folder: str) -> list[str]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return []
-    modules = []
-    for entry in entries:
-        name = entry.name.removesuffix(".py")
-        if not name.isidentifier() or name.startswith("_") or name in SKIPPED_FOLDERS:
-            continue
-        if entry.name.endswith(".py") or (entry.is_dir() and _has_python(entry.path)):
-            modules.append(name)
-    return modules
-
-
-def _has_python(folder: str) -> bool:
-    return bool(_files_in(folder))
-
-
-def _files_in(folder: str) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(".py"))
-    except OSError:
-        return []
-
-
-def _file_named(name: str, app_dir: str) -> str | None:
-    """A file of this name in a folder below, as a path that can be given."""
-    wanted = name.rpartition(".")[2] + ".py"
-    for folder in _modules_in(app_dir):
-        path = os.path.join(app_dir, folder, wanted)
-        if os.path.isfile(path):
-            return os.path.normpath(path)
-    return None

@@ -51,7 +51,9 @@ class Terminal:
             out.write(text)
             out.flush()
         except UnicodeEncodeError:
-            self.write(text.encode(out.encoding or "utf-8", "backslashreplace").decode(out.encoding or "utf-8"))
+            self.write(
+                text.encode(out.encoding or "utf-8", "backslashreplace").decode(out.encoding or "utf-8")
+            )
             return
         except BrokenPipeError:
             self._abandon()
@@ -87,7 +89,7 @@ class Terminal:
         self.raw(text + "\n")
 
     def raw(self, text: str) -> None:
-        """Write `text` to stderr as it is, now. A line of the result that was begun on the same screen is ended first."""
+        """Write `text` to stderr as it is, now. A line of the result that was begun on the same screen ends first."""
         err = sys.stderr
         if err is None:
             return

@@ -101,7 +101,9 @@ class Turns:
         except asyncio.CancelledError as error:
             printer.failed(error)
             if signals.exit_code == TERMINATED:
-                self._terminal.error(f"cancelled: SIGTERM came, and the run did not end within {DRAIN_SECONDS:g} s")
+                self._terminal.error(
+                    f"cancelled: SIGTERM came, and the run did not end within {DRAIN_SECONDS:g} s"
+                )
             elif signals.exit_code is None:
                 self._terminal.error(f"{self.name} cancelled its own run")
             return AGENT_ERROR

@@ -1,0 +1,219 @@
+"""`agentrt check`: everything that can be found out about an agent without running it."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import click
+import msgspec
+from msgspec import Struct
+
+from agentrt.cli.project import Project, make_runtime, project_options, read_config
+from agentrt.cli.report import OK, USAGE, UserCodeError, traceback_lines, wants_full_traceback
+from agentrt.cli.target import load_target
+from agentrt.cli.terminal import Style, Terminal
+from agentrt.config import Config
+from agentrt.errors import AgentrtError, ConfigError
+from agentrt.hosting import Hosted, host
+from agentrt.limits import Limits
+from agentrt.models.credential import Credential
+from agentrt.models.local import Local
+from agentrt.models.local import _find as find_weights
+from agentrt.plugins import list_plugins
+from agentrt.runtime import Runtime
+
+__all__ = ["check"]
+
+State = Literal["ok", "warning", "problem"]
+_STYLES: dict[State, Style] = {"ok": "green", "warning": "yellow", "problem": "red"}
+T = TypeVar("T")
+
+
+class Finding(Struct, frozen=True):
+    """One line of the result. `about`: the part of the project that it is about."""
+
+    state: State
+    about: str
+    text: str
+
+
+@click.command(
+    short_help="Find out what is wrong before running anything.",
+    epilog="""\b
+Examples:
+  agentrt check my_agent:Agent
+  agentrt check my_agent:Agent --config production.toml --env-file .env
+""",
+)
+@project_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--traceback", is_flag=True, help="Show whole tracebacks, with the frames of agentrt.")
+@click.pass_obj
+def check(
+    terminal: Terminal,
+    target: str,
+    app_dir: str,
+    factory: bool,
+    as_json: bool,
+    traceback: bool,
+    **configuration: Any,
+) -> int:
+    """Check everything about the agent TARGET that can be checked without running it: configuration, import, tools,
+    models with their keys or weights, pipelines, secrets, plugins. Nothing is sent anywhere, except to the secrets
+    provider if a key is a reference.
+
+    Exit code 0 if all is well, 2 if there is a problem.
+    """
+    findings = Findings(terminal, full=wants_full_traceback(traceback))
+    config = findings.step("configuration", lambda: _config(terminal, configuration))
+    loaded = findings.step("target", lambda: load_target(target, app_dir=app_dir))
+    if config is not None and loaded is not None:
+        findings.ok("target", f"{target} is imported")
+        _check_project(Project(loaded, config, factory), findings)
+    _check_plugins(findings)
+    findings.show(as_json=as_json)
+    return USAGE if findings.problems else OK
+
+
+class Findings:
+    """What was found, in order."""
+
+    def __init__(self, terminal: Terminal, *, full: bool = False) -> None:
+        self.found: list[Finding] = []
+        self._terminal = terminal
+        self._full = full
+
+    @property
+    def problems(self) -> int:
+        return sum(finding.state == "problem" for finding in self.found)
+
+    def ok(self, about: str, text: str) -> None:
+        self.found.append(Finding("ok", about, text))
+
+    def warning(self, about: str, text: str) -> None:
+        self.found.append(Finding("warning", about, text))
+
+    def problem(self, about: str, text: str) -> None:
+        self.found.append(Finding("problem", about, text))
+
+    def step(self, about: str, work: Callable[[], T]) -> T | None:
+        """The result of `work`, or None if it fails, which is a problem then. Its warnings are noted, too."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                result = work()
+            except Exception as error:
+                self.failed(about, error)
+                result = None
+        for warning in caught:
+            self.warning(about, str(warning.message))
+        return result
+
+    def show(self, *, as_json: bool) -> None:
+        if as_json:
+            self._terminal.line(msgspec.json.format(msgspec.json.encode(self.found), indent=2).decode())
+            return
+        width = max(len(finding.about) for finding in self.found)
+        for finding in self.found:
+            state = self._terminal.style(finding.state.ljust(7), _STYLES[finding.state], out=True)
+            self._terminal.line(f"{state}  {finding.about.ljust(width)}  {finding.text}")
+        if self.problems:
+            self._terminal.error(f"{self.problems} problem{'' if self.problems == 1 else 's'} found")
+
+    def failed(self, about: str, error: Exception) -> None:
+        """A problem; a bug in the user's code is also shown on stderr."""
+        cause = error.__cause__ if isinstance(error, UserCodeError) else error
+        if cause is None or isinstance(cause, AgentrtError):
+            self.problem(about, str(error))
+            return
+        # A bug in the user's code: the line says what, the traceback on stderr says where.
+        self._terminal.say("".join(traceback_lines(cause, full=self._full)).rstrip("\n"))
+        what = f"{type(cause).__name__}: {cause}"
+        self.problem(about, what if cause is error else f"{error}: {what}")
+
+
+def _config(terminal: Terminal, configuration: dict[str, Any]) -> Config:
+    return read_config(terminal, **configuration)
+
+
+# --- the steps -----------------------------------------------------------------------------------------
+
+
+def _check_project(project: Project, findings: Findings) -> None:
+    config = project.config
+    places = sorted({setting.origin.partition(":")[0] for setting in config.settings()})
+    findings.ok("configuration", f"from {', '.join(places)}" if places else "nothing is set: all defaults")
+    findings.step("limits", lambda: config.make(Limits, "run", "limits"))
+    runtime = findings.step("runtime", lambda: make_runtime(project))
+    hosted = findings.step("agent", lambda: host(project.target.value, factory=project.factory))
+    if hosted is None or runtime is None:
+        return
+    findings.ok("agent", _described(hosted))
+    declared = config.agent.models or getattr(hosted.subject, "model", None) or []
+    models = [declared] if isinstance(declared, str) else list(declared)
+    for model, error in asyncio.run(_check_models(runtime, models)):
+        if error is None:
+            findings.ok("model", model)
+        else:
+            findings.failed("model", error)
+    unused = [prefix for prefix in config.models if not any(m.startswith(f"{prefix}:") for m in models)]
+    for prefix in unused:
+        findings.step("model", config.model(prefix).make)
+    pipelines = findings.step("pipelines", lambda: runtime.explain(hosted))
+    if pipelines is not None:
+        findings.ok("pipelines", f"{len(pipelines)}: {', '.join(name for name, _ in pipelines)}")
+    if findings.step("secrets", config.secrets().make) is not None:
+        findings.ok("secrets", f"from {config.secrets().name}")
+    findings.ok("telemetry", ", ".join(name for name, _ in runtime.telemetry) or "none")
+
+
+def _described(hosted: Hosted) -> str:
+    tools = list(getattr(hosted.subject, "tools", ()))
+    if not tools:
+        return hosted.name
+    return f"{hosted.name}, with {len(tools)} tool{'' if len(tools) == 1 else 's'}"
+
+
+async def _check_models(runtime: Runtime, models: list[str]) -> list[tuple[str, Exception | None]]:
+    """For each model what its first request would fail with before it is sent, if anything."""
+    outcomes: list[tuple[str, Exception | None]] = []
+    try:
+        for model in models:
+            try:
+                await _check_model(runtime, model)
+            except Exception as error:
+                outcomes.append((model, error))
+            else:
+                outcomes.append((model, None))
+    finally:
+        await runtime.aclose()
+    return outcomes
+
+
+async def _check_model(runtime: Runtime, model: str) -> None:
+    prefix, colon, name = model.partition(":")
+    if not colon or not name:
+        raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {model!r}')
+    client = runtime.config.model(prefix).make()
+    check = getattr(client, "check", None)
+    if check is not None:
+        await check(name)
+        return
+    if isinstance(client, Local):
+        find_weights(name)
+    credential = getattr(client, "_credential", None)
+    if isinstance(credential, Credential):
+        credential.open(runtime)
+        await credential.get()
+
+
+def _check_plugins(findings: Findings) -> None:
+    found = list_plugins()
+    for info in found:
+        if info.state != "ok":
+            findings.warning("plugins", f"{info.name} of {info.source}, group {info.group}: {info.state}")
+    working = sum(info.state == "ok" for info in found)
+    findings.ok("plugins", f"{working} of {len(found)} can be used")

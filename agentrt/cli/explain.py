@@ -1,0 +1,163 @@
+"""`agentrt explain`: what every call of an agent goes through, drawn from the outermost stage to the call."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from agentrt.cli.onion import Onion, Option, Pen, Stage, as_json, draw
+from agentrt.cli.project import make_runtime, open_project, project_options
+from agentrt.cli.report import OK
+from agentrt.cli.terminal import Terminal
+from agentrt.errors import ConfigError
+from agentrt.hosting import Hosted, host
+from agentrt.pipeline import Pipeline, StageDescription, stage_options
+from agentrt.runtime import Runtime
+
+__all__ = ["explain"]
+
+WIDTH = 110
+"""Columns where no terminal says how many there are."""
+
+MIN_WIDTH = 60
+
+_INTERNAL = frozenset({("telemetry", "collect"), ("throttle", "key")})
+"""Options that the runtime fills in itself; shown only if somebody set them."""
+
+
+@click.command(
+    short_help="Draw what every call of an agent goes through.",
+    epilog="""\b
+Examples:
+  agentrt explain my_agent:Agent
+  agentrt explain my_agent:Agent --kind model --set pipeline.retry.max_attempts=5
+  agentrt explain my_agent:Agent --tool search --json
+""",
+)
+@project_options
+@click.option(
+    "--kind",
+    type=click.Choice(["model", "tool", "memory", "secret", "call"]),
+    help="Only this kind of call.",
+)
+@click.option("--tool", metavar="NAME", help="Only the tool of this name.")
+@click.option("--all", "every", is_flag=True, help="Show the options that are not set, too.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def explain(
+    terminal: Terminal,
+    kind: str | None,
+    tool: str | None,
+    every: bool,
+    json_wanted: bool,
+    **project: Any,
+) -> int:
+    """Draw what every call of the agent TARGET goes through, from the outermost stage to the call itself, with each
+    option and where it was set. Nothing is called.
+
+    Each stage wraps those below it. An option without a source has its default value.
+    """
+    opened = open_project(terminal, **project)
+    runtime = make_runtime(opened)
+    hosted = host(opened.target.value, factory=opened.factory)
+    onions = _chosen(_grouped(_onions(runtime, hosted, every=every or json_wanted)), hosted.name, kind, tool)
+    if json_wanted:
+        terminal.line(as_json(onions, agent=hosted.name, target=opened.target.text))
+        return OK
+    pen = Pen.of(terminal, width=max(MIN_WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+    terminal.line(f"{pen.bold(hosted.name)}  {pen.dim(opened.target.text)}")
+    for onion in onions:
+        terminal.line("\n" + "\n".join(draw(onion, pen)))
+    return OK
+
+
+# --- from pipelines to onions --------------------------------------------------------------------------
+
+
+def _onions(runtime: Runtime, hosted: Hosted, *, every: bool) -> list[Onion]:
+    backends = [name for name, _ in runtime.telemetry]
+    return [
+        Onion(
+            [label.removeprefix("tool:")],
+            pipeline.kind,
+            _targets(pipeline, runtime, hosted),
+            pipeline.idempotent,
+            Option("deadline", pipeline.deadline, pipeline.sources.get("deadline", "default")),
+            _stages(pipeline, backends, every=every),
+        )
+        for label, pipeline in runtime.explain(hosted)
+    ]
+
+
+def _targets(pipeline: Pipeline, runtime: Runtime, hosted: Hosted) -> list[str]:
+    if pipeline.kind == "model":
+        return list(runtime.default_targets(hosted.subject))
+    return [pipeline.target]
+
+
+def _stages(pipeline: Pipeline, backends: list[str], *, every: bool) -> list[Stage]:
+    stages = []
+    for stage, described in zip(pipeline.stages, pipeline.describe(), strict=True):
+        options = _options(described, every=every)
+        if described.name == "telemetry":
+            options.insert(0, Option("backends", backends, "default"))
+        used = getattr(stage, "is_used", True)
+        stages.append(Stage(described.name, options, _remark(described, is_used=used), used))
+    return stages[::-1]
+
+
+def _options(described: StageDescription, *, every: bool) -> list[Option]:
+    values = described.options
+    if "anchor" in values:  # a stage of the user's, at its place
+        values = stage_options(values["stage"])
+    options = []
+    for name, value in values.items():
+        source = described.sources.get(name, "default")
+        if (described.name, name) in _INTERNAL and source == "default":
+            continue
+        if value is not None or source != "default" or every:
+            options.append(Option(name, value, source))
+    return options
+
+
+def _remark(described: StageDescription, *, is_used: bool) -> str:
+    if "anchor" in described.options:
+        side = "outside" if described.options["outside"] else "inside"
+        return f"yours, {side} {described.options['anchor']}"
+    if described.name == "fallback" and not is_used:
+        return "nothing to fall back to"
+    return ""
+
+
+def _grouped(onions: Sequence[Onion]) -> list[Onion]:
+    """Tools that are treated the same share one drawing."""
+    groups: dict[tuple[str, ...], Onion] = {}
+    for onion in onions:
+        drawing = draw(Onion([], onion.kind, [], onion.idempotent, onion.deadline, onion.stages), Pen.plain())
+        key = (onion.kind, *drawing)
+        known = groups.get(key)
+        if known is None:
+            groups[key] = onion
+        else:
+            known.labels.extend(onion.labels)
+            known.targets.extend(onion.targets)
+    return list(groups.values())
+
+
+def _chosen(onions: list[Onion], agent: str, kind: str | None, tool: str | None) -> list[Onion]:
+    if tool is not None:
+        known = [label for onion in onions if onion.kind == "tool" for label in onion.labels]
+        if tool not in known:
+            raise ConfigError(f"{agent} has no tool {tool!r}; its tools are: {', '.join(known) or 'none'}")
+        return [
+            Onion([tool], o.kind, [f"tool:{tool}"], o.idempotent, o.deadline, o.stages)
+            for o in onions
+            if o.kind == "tool" and tool in o.labels
+        ]
+    chosen = [onion for onion in onions if kind in (None, onion.kind)]
+    if not chosen:
+        raise ConfigError(f"{agent} declares no {kind}: there is nothing to explain")
+    return chosen
