@@ -582,6 +582,18 @@ def test_an_option_that_a_stage_refuses_is_told_with_its_place(
     assert str(caught.value).startswith(message)
 
 
+def test_a_mistake_about_a_stage_shows_before_it_is_needed(load: Load) -> None:
+    for text in (
+        "[pipeline.retry]\nmax_attempts = 0\n",
+        "[pipeline.memory.retry]\nmax_atempts = 1\n",
+        "[pipeline]\npace = true\n",
+    ):
+        with pytest.raises(ConfigError, match=r"^agentrt.toml:2: "):
+            load(text).check_stages(STAGE_CLASSES.values())
+    load("[pipeline]\npace = false\nretry = { max_attempts = 1 }\n").check_stages(STAGE_CLASSES.values())
+    load("").check_stages(STAGE_CLASSES.values())
+
+
 def test_limits_are_made_from_their_table(load: Load) -> None:
     config = load("[run.limits]\nsteps = false\ntokens = 1000\n", AGENTRT_RUN__LIMITS__TOOL_CALLS="3")
     assert config.make(Limits, "run", "limits", defaults={"seconds": 5.0}) == Limits(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
@@ -240,6 +240,17 @@ class Config:
                 values.update(decode(stage_class, table, where=where))
                 tables.update(dict.fromkeys(table, where))
         return StageOptions(stage_class, enabled, values, tables, where)
+
+    def check_stages(self, stage_classes: Iterable[type]) -> None:
+        """Make every stage that [pipeline] configures once, so that a mistake shows before the first call needs it.
+
+        Raises `ConfigError`. Costs nothing where nothing is configured.
+        """
+        for kind in KINDS if self._table("pipeline") else ():
+            for stage_class in stage_classes:
+                options = self.options_for(stage_class, kind)
+                if options.enabled:
+                    options.make()
 
     def deadline_for(self, kind: str, default: float | None) -> float | None:
         """[pipeline.KIND] deadline in seconds (None: no limit), or `default` if it is not set."""
