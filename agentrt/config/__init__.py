@@ -248,7 +248,7 @@ class Config:
         """
         for kind in KINDS if self._table("pipeline") else ():
             for stage_class in stage_classes:
-                options = self.options_for(stage_class, kind)
+                options: StageOptions[Any] = self.options_for(stage_class, kind)
                 if options.enabled:
                     options.make()
 
