@@ -28,6 +28,7 @@ from agentrt.errors import AgentrtError, ConfigError
 from agentrt.execution import RunResult, execute
 from agentrt.hosting import Hosted, host
 from agentrt.limits import Counters, Limits
+from agentrt.middleware.defaults import STAGES
 from agentrt.models.protocol import ModelClient, ModelResponse, Part
 from agentrt.pipelines import Pipelines, Placement
 from agentrt.plugins import close_plugin, open_plugin
@@ -64,6 +65,9 @@ class Runtime:
         own_process: bool = False,
     ) -> None:
         self.config = Config() if config is None else config
+        # A mistake in the configuration is told at once, not by the first call that it concerns.
+        self.config.check_stages(STAGES.values())
+        self._limits = self._configured_limits()
         self.own_process = own_process
         self._plugin_host = _Host(self)
         self._clients = Clients(self._make_client, self._plugin_host, given=models)
@@ -331,7 +335,7 @@ class Runtime:
         if parent is not None:
             counters, deadline, sink, streaming = parent.counters, parent.deadline, parent._sink, False
         else:
-            used = limits or getattr(hosted.subject, "limits", None) or self._limits()
+            used = limits or getattr(hosted.subject, "limits", None) or self._limits
             counters = Counters(used)
             deadline = UNBOUNDED if used.seconds is None else now + used.seconds
         return Context(
@@ -348,7 +352,7 @@ class Runtime:
             parent=parent,
         )
 
-    def _limits(self) -> Limits:
+    def _configured_limits(self) -> Limits:
         """The configured limits; [run] timeout is the deadline if [run.limits] has no seconds."""
         return self.config.make(
             Limits, "run", "limits", defaults={"seconds": self.config.run.timeout_or(None)}

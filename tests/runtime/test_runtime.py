@@ -285,3 +285,15 @@ async def test_closing_closes_what_was_opened_and_only_that() -> None:
     async with Runtime(models={"fake": Closing("ok")}) as rt:
         await rt.run(Assistant, "go")
     assert closed == []
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"pipeline": {"retry": {"max_attempts": 0}}}, "max_attempts must be a whole number of at least 1"),
+        ({"run": {"limits": {"steps": 0}}}, r"limits\.steps must be a whole number of at least 1"),
+    ],
+)
+async def test_a_wrong_option_is_told_when_the_runtime_is_made(tables: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Runtime(Config(tables))
