@@ -70,7 +70,8 @@ def read_signature(
                     f"cannot be resolved: {error}. Define or import the name before the tool, and not only under "
                     "TYPE_CHECKING"
                 ) from error
-        if parameter.name == "ctx" or is_context(annotation):
+        is_bare = annotation is REQUIRED and parameter.name == "context"
+        if parameter.name == "ctx" or is_bare or is_context(annotation):
             if context is not None:
                 raise ConfigError(
                     f"tool {tool!r}: {context.name!r} and {parameter.name!r} would both get the context; keep one"

@@ -119,8 +119,18 @@ def test_the_context_is_found_by_name_whatever_its_annotation() -> None:
 
     def bare(ctx, query: str) -> None: ...  # type: ignore[no-untyped-def]
 
+    def spelled_out(context, query: str) -> None: ...  # type: ignore[no-untyped-def]
+
     assert read(search).context == read(bare).context == "ctx"
-    assert annotations(search) == annotations(bare) == {"query": str}
+    assert read(spelled_out).context == "context"
+    assert annotations(search) == annotations(bare) == annotations(spelled_out) == {"query": str}
+
+
+def test_a_parameter_named_context_with_a_type_of_its_own_is_for_the_model() -> None:
+    def answer(question: str, context: str) -> None: ...
+
+    assert read(answer).context is None
+    assert annotations(answer) == {"question": str, "context": str}
 
 
 def test_the_context_is_found_by_its_class() -> None:

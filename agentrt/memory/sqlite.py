@@ -270,8 +270,8 @@ def _check(db: sqlite3.Connection, place: str) -> bool:
             "upgrade agentrt, or give another path"
         )
     # Reads what a damaged file often lost.
-    db.execute("SELECT count(*) FROM items").fetchone()
-    db.execute("SELECT count(*) FROM words").fetchone()
+    db.execute("SELECT id FROM items ORDER BY id DESC LIMIT 1").fetchone()
+    db.execute("SELECT rowid FROM words ORDER BY rowid DESC LIMIT 1").fetchone()
     return False
 
 
