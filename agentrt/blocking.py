@@ -24,6 +24,8 @@ __all__ = ["Blocking", "BlockingWarning", "BlockingWatch", "Executing", "warn"]
 
 _log = logging.getLogger("agentrt")
 
+Place = tuple[str, int, str, str]
+
 LINGER_SECONDS = 5.0
 """The watching thread ends when no tool has executed for so long."""
 
@@ -192,24 +194,28 @@ class BlockingWatch:
         executing, place = suspect
         if executing.name not in self._reported:
             self._reported.add(executing.name)
-            over = alive.wait(10 * self.threshold)
-            self._tell(Blocking(executing.name, time.monotonic() - asked, over, *place, executing.run))
+            told = threading.Lock()
+            # Queued now, it runs as soon as the loop is free: before the run, which may end soon, goes on.
+            self.loop.call_soon_threadsafe(self._tell, told, asked, executing, place, True)
+            if not alive.wait(10 * self.threshold):
+                try:
+                    self._tell(told, asked, executing, place, False)
+                except Exception:  # a report that fails, or warnings that are errors, must not end the watch
+                    _log.exception(
+                        "tool %r blocks the event loop, and the report of it failed", executing.name
+                    )
         while not alive.wait(1.0) and not self.loop.is_closed():
             pass
 
-    def _tell(self, blocking: Blocking) -> None:
-        if blocking.over:
-            try:
-                self.loop.call_soon_threadsafe(self.report, blocking)
-                return
-            except RuntimeError:
-                pass  # the loop was closed since: from here, then
-        try:
-            self.report(blocking)
-        except Exception:  # a report that fails, or warnings that are errors, must not end the watch
-            _log.exception("tool %r blocks the event loop, and the report of it failed", blocking.tool)
+    def _tell(
+        self, told: threading.Lock, asked: float, executing: Executing, place: Place, over: bool
+    ) -> None:
+        """In the loop when it is free again, or else in the watching thread: whichever comes first."""
+        if told.acquire(blocking=False):
+            seconds = time.monotonic() - asked
+            self.report(Blocking(executing.name, seconds, over, *place, executing.run))
 
-    def _suspect(self) -> tuple[Executing, tuple[str, int, str, str]] | None:
+    def _suspect(self) -> tuple[Executing, Place] | None:
         """The tool whose turn on the loop it is, and where it is."""
         task = asyncio.current_task(self.loop)
         if task is None:
@@ -223,7 +229,7 @@ class BlockingWatch:
         return executing, _place(frame, executing.code)
 
 
-def _place(innermost: FrameType, code: CodeType | None) -> tuple[str, int, str, str]:
+def _place(innermost: FrameType, code: CodeType | None) -> Place:
     """File, line and function of the tool, and the innermost line if that is elsewhere."""
     frame: FrameType | None = innermost
     while frame is not None and frame.f_code is not code:

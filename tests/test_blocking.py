@@ -114,6 +114,19 @@ async def test_a_tool_that_blocks_is_named_with_the_line_and_the_duration(report
     assert "asyncio.to_thread" in found.message
 
 
+async def test_the_report_comes_before_the_run_goes_on(report: Report) -> None:
+    watch = BlockingWatch(asyncio.get_running_loop(), threshold=THRESHOLD, report=report)
+
+    async def blocks() -> None:
+        block_until_found(watch)
+        time.sleep(4 * THRESHOLD)  # noqa: ASYNC251 (until the report is queued)
+
+    await execute(watch, "slow", blocks)
+    assert report.seen == []
+    await asyncio.sleep(0)
+    assert len(report.seen) == 1, "a run may end at once, and a warning after its end is lost"
+
+
 async def test_a_tool_is_reported_once(report: Report) -> None:
     watch = BlockingWatch(asyncio.get_running_loop(), threshold=THRESHOLD, report=report)
     await execute(watch, "slow", blocker(watch))
