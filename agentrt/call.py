@@ -263,8 +263,9 @@ class Call(Struct, Generic[R], frozen=True, eq=False):
 
     @property
     def share(self) -> float:
-        """The part of the deadline that belongs to the present target: the loop time at which its turn ends."""
-        return self.record.share
+        """The part of the deadline that belongs to the present target: the loop time at which its turn ends. Never past
+        `deadline`, which a stage may have shortened."""
+        return min(self.record.share, self.deadline)
 
     @property
     def remaining(self) -> float:

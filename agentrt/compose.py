@@ -75,12 +75,16 @@ def compose(
     if stream:
         inner = _opening(_as_function(inner), note)
     group = _Group(inner, note, stream=stream)
+    late = True
     for index, stage in enumerate(stages):
         inline = getattr(stage, "inline", None)
         if inline is None:
-            group = _Group(_link(stage, group.build()), None, stream=stream)
+            # Within one attempt a users' stage may fail it as well: after the terminal, or instead of it.
+            late = late and getattr(stage, "name", None) not in ("retry", "fallback")
+            group = _Group(_link(stage, group.build()), _noting_late(note) if late else None, stream=stream)
         else:
             group.add(inline(_later(group.snapshot()), stages[:index]))
+            late = late and group.is_one_attempt
     return group.build(prologue)
 
 
@@ -95,6 +99,11 @@ class _Group:
 
     def add(self, form: Inline) -> None:
         self._forms.append(form)
+
+    @property
+    def is_one_attempt(self) -> bool:
+        """Whether no stage so far makes further attempts."""
+        return not any(form.recover for form in self._forms)
 
     def snapshot(self) -> _Group:
         """The stages so far, for a stage that wraps them."""
@@ -293,6 +302,15 @@ def _labeller(classify: Classify | None, retry_on: Any) -> Note:
         call.failed(error, label_at_terminal(call, error, known))
 
     return note
+
+
+def _noting_late(note: Note) -> Note:
+    def note_late(call: Call[Any], error: BaseException) -> None:
+        # A failure of the terminal has ended the attempt in the record already.
+        if call.record.attempt_started is not None:
+            note(call, error)
+
+    return note_late
 
 
 def _rejecting(terminal: Next[Any], reject: Callable[[Any], bool]) -> Next[Any]:

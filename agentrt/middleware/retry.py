@@ -161,7 +161,7 @@ class _Again:
             return None
         delay = self._wait_for(call, error, previous)
         now = record.time()
-        if delay is None or now + delay >= record.share:
+        if delay is None or now + delay >= call.share:
             return None
         budget = self._retry.budget
         if budget is not None and not budget.of(call.target).spend(now):

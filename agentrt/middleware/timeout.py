@@ -88,11 +88,12 @@ class Timeout:
         record.attempt_started = now = record.time()
         when = now + limit.seconds
         task: Any = current_task(loop)
+        share = call.share
         # An exact tie of limit and share belongs to the limit.
-        if record.share < when:
-            if record.share <= now:
+        if share < when:
+            if share <= now:
                 raise self._too_late(call)
-            armed = self._timers.arm_at(record.share, task, call)
+            armed = self._timers.arm_at(share, task, call)
         else:
             queue = limit.queue
             armed = Armed(when, task, task.cancelling(), call, queue)
@@ -183,7 +184,7 @@ if record.loop is not $stage._loop:
     $stage._bind(record.loop)
 $limit = $stage._value_limit
 $when = now + $limit.seconds
-if record.share < $when:
+if record.share < $when or call.deadline < $when:
     $token = $enter(call)
 else:
     record.attempt_started = now

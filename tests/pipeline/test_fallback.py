@@ -267,7 +267,7 @@ async def shares(*stages: Any, **options: Any) -> list[float]:
         return await call_next(call)
 
     seen = Observed(look, *stages, **({"idempotent": True, "deadline": 100} | options))
-    await asyncio.wait([asyncio.ensure_future(seen.call(Callee(TransientError("x"))))])
+    await asyncio.gather(seen.call(Callee(TransientError("x"))), return_exceptions=True)
     return got
 
 
