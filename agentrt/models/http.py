@@ -61,6 +61,10 @@ class Http:
 
     `headers` go with every request, and so does the key: `authorization` makes a header of it. The connections belong
     to the event loop of the first request; on another loop a new pool is made.
+
+    `reuse_after_stream`: whether a connection that has carried a stream to its end carries another request. Not so over
+    plain HTTP: llama.cpp's server closes such connections without having said so, just when the next step of an
+    agent is being sent on it, and a new one costs next to nothing where there is no TLS.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Http:
                 **{name.lower(): value for name, value in headers.items()},
             }
         )
+        self.reuse_after_stream = url.startswith("https:")
         self._client: httpx2.AsyncClient | None = None
         self._target: httpx2.URL | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -99,7 +104,7 @@ class Http:
 
     async def stream(self, body: bytes) -> EventStream:
         """The answer to a POST as server-sent events. The caller closes the stream."""
-        response = await self._send(body, b"text/event-stream")
+        response = await self._send(body, b"text/event-stream", close=not self.reuse_after_stream)
         try:
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind not in ("text/event-stream", ""):
@@ -107,7 +112,7 @@ class Http:
                 raise misfit(
                     self.provider, kind, answer, wanted="a stream of events", secret=self._credential.known
                 )
-            return EventStream(self.provider, response)
+            return EventStream(self.provider, response, reuse=self.reuse_after_stream)
         except BaseException:
             await response.aclose()
             raise
@@ -118,9 +123,11 @@ class Http:
         if client is not None and self._loop is asyncio.get_running_loop():
             await client.aclose()
 
-    async def _send(self, body: bytes, accept: bytes) -> httpx2.Response:
-        """The response, its body unread, if its status is a success."""
+    async def _send(self, body: bytes, accept: bytes, *, close: bool = False) -> httpx2.Response:
+        """The response, its body unread, if its status is a success. `close`: the connection ends with it."""
         headers = [*self._headers, (b"accept", accept)]
+        if close:
+            headers.append((b"connection", b"close"))
         key = await self._credential.get()
         if key is not None:
             headers.append(self._authorization(key))
@@ -202,10 +209,11 @@ class Http:
 class EventStream:
     """The events of one answer, read as they come. Not an iterator: nothing is held between two reads."""
 
-    __slots__ = ("_parser", "_pieces", "_provider", "_response")
+    __slots__ = ("_parser", "_pieces", "_provider", "_response", "_reuse")
 
-    def __init__(self, provider: Provider, response: httpx2.Response) -> None:
+    def __init__(self, provider: Provider, response: httpx2.Response, *, reuse: bool) -> None:
         self._provider = provider
+        self._reuse = reuse
         self._response = response
         encoded = response.headers.get("content-encoding", "identity") != "identity"
         self._pieces: AsyncGenerator[bytes, None] = (
@@ -231,6 +239,8 @@ class EventStream:
 
         It usually ends at once. One that does not is closed: the answer does not wait for it.
         """
+        if not self._reuse:
+            return
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 async for _ in self._pieces:

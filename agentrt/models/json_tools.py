@@ -223,7 +223,7 @@ def _result(
             value = reply["answer"]
             said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             return change(response, text=said)
-    if response.finish in ("length", "content_filter"):
+    if response.finish in ("length", "content_filter") or not response.text.strip():
         return change(response, text="")
     raise TransientError(
         f"{provider}: {request.model} answered neither with a tool call nor with an answer: {response.text[:200]!r}"

@@ -187,7 +187,7 @@ class Scripted:
 
 def words(text: str) -> list[str]:
     """The text in pieces of one word with the blanks around it."""
-    return re.findall(r"\s*\S+\s*?(?=\s|$)|\s+$", text)
+    return re.findall(r"\s*\S+\s*|\s+", text)
 
 
 def _echo(request: ModelRequest) -> Step:

@@ -52,9 +52,10 @@ class Fault(Struct, frozen=True, kw_only=True):
     """What happens to one request; the methods below make the usual ones.
 
     `status` other than 200 answers with `message`, `type` and `code` in the wire's form of an error, or with `body`.
-    `first_byte_seconds`: the wait before anything is sent. `events`: so many events of a stream (or bytes of a whole
-    answer, see `cut_bytes`), then `then`: "stall" sends nothing more and keeps the connection, "close" and "reset" end it,
+    `first_byte_seconds`: the wait before anything is sent. `events`: so many pieces of a stream's text (half the body of a
+    whole answer), then `then`: "stall" sends nothing more and keeps the connection, "close" and "reset" end it,
     "error" is an error event, "garbage" an event that is no JSON, "end" ends the body properly without the protocol's end.
+    `omit`: so many of a stream's last events are left out (OpenAI's `[DONE]` is one, Anthropic's `message_stop` is).
     `drop`: the connection ends before anything is sent. `event_seconds`: the wait before each event.
     """
 
@@ -69,6 +70,7 @@ class Fault(Struct, frozen=True, kw_only=True):
     first_byte_seconds: float = 0.0
     event_seconds: float = 0.0
     events: int | None = None
+    omit: int = 0
     then: Literal["stall", "close", "reset", "error", "garbage", "end"] = "end"
     drop: Drop | None = None
 
@@ -141,7 +143,7 @@ class Fault(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def stall_after(cls, events: int) -> Fault:
-        """After so many pieces of text, or as many bytes of a whole answer, nothing more comes."""
+        """After so many pieces of text, or half of a whole answer, nothing more comes."""
         return cls(events=events, then="stall")
 
     @classmethod
@@ -316,6 +318,8 @@ class FaultServer:
         events = wire.events(fault.reply, asked["model"])
         if fault.events is not None:
             events = _up_to(events, fault.events)
+        if fault.omit:
+            events = events[: -fault.omit]
         writer.write(_head(200, fault.content_type or "text/event-stream", fault.headers, length=None))
         for event in events:
             if fault.event_seconds and await _gone(reader, fault.event_seconds):

@@ -52,6 +52,7 @@ async def test_an_answer_and_a_stream_are_the_same(client: Any) -> None:
 
 
 async def test_one_connection_serves_one_request_after_another(client: Any, server: FaultServer) -> None:
+    client._http.reuse_after_stream = True  # as over TLS
     for _ in range(3):
         await client.complete(ask())
         await gather(client, ask())
@@ -59,7 +60,19 @@ async def test_one_connection_serves_one_request_after_another(client: Any, serv
     assert len(server.requests) == 6
 
 
+async def test_over_plain_http_each_stream_has_a_connection_of_its_own(
+    client: Any, server: FaultServer
+) -> None:
+    for _ in range(2):
+        await client.complete(ask())
+        await gather(client, ask())
+    assert [request.connection for request in server.requests] == [0, 0, 1, 1]
+    assert [request.headers.get("connection") for request in server.requests] == [None, "close"] * 2
+    assert OpenAI(base_url="https://h/v1")._http.reuse_after_stream
+
+
 async def test_an_error_leaves_the_connection_usable(client: Any, server: FaultServer) -> None:
+    client._http.reuse_after_stream = True
     server.play(Fault.http(500), Fault.throttled())
     await caught(client.complete(ask()))
     await partly(client, ask())
@@ -140,6 +153,7 @@ async def test_the_connection_is_given_back_when_the_last_item_comes(
     client: Any, server: FaultServer
 ) -> None:
     """A consumer that stops at `Finished` does not cost a connection."""
+    client._http.reuse_after_stream = True
     for _ in range(3):
         stream = client.stream(ask())
         async for item in stream:
@@ -262,6 +276,7 @@ async def test_a_server_that_lingers_after_the_end_is_not_waited_for(
     client: Any, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer is whole, but the body does not end."""
+    client._http.reuse_after_stream = True
     monkeypatch.setattr(http, "DRAIN_SECONDS", 0.01)
     server.play(Fault(events=99, then="stall"))
     _, response = await gather(client, ask())
@@ -272,8 +287,10 @@ async def test_a_server_that_lingers_after_the_end_is_not_waited_for(
 async def test_a_connection_that_breaks_after_the_end_does_not_spoil_the_answer(
     client: Any, server: FaultServer
 ) -> None:
-    server.play(Fault(events=99, then="close"))
-    assert (await gather(client, ask()))[1].text == TEXT
+    for reuse in (False, True):
+        client._http.reuse_after_stream = reuse
+        server.play(Fault(events=99, then="close"))
+        assert (await gather(client, ask()))[1].text == TEXT
 
 
 async def test_an_answer_without_end_is_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,5 +94,5 @@ def test_where_the_pieces_are_cut_makes_no_difference(
 ) -> None:
     whole = b"".join(line + ends[number % len(ends)] for number, line in enumerate(body))
     places = [0, *sorted(cut for cut in cuts if 0 < cut < len(whole)), len(whole)]
-    pieces = [whole[start:end] for start, end in zip(places, places[1:], strict=False)]
+    pieces = [whole[start:end] for start, end in itertools.pairwise(places)]
     assert parse(*pieces) == parse(whole)
