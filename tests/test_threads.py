@@ -198,7 +198,7 @@ async def test_at_the_limit_calls_wait_their_turn(pool: WorkerThreads) -> None:
     assert await asyncio.gather(*blocked) == ["passed", "passed"]
     await pool.run(lambda: None)
     assert pool.running == []
-    assert not has_work(asyncio.get_running_loop())
+    await until(lambda: not has_work(asyncio.get_running_loop()))
 
 
 async def test_a_waiting_call_can_be_cancelled_and_says_that_nothing_was_done(
