@@ -143,7 +143,7 @@ class Timeout:
             limit: Literal["attempt", "first_item"] = "attempt"
             if call.stream and self._stream_seconds < self._value_seconds:
                 limit = "first_item"
-            raised: BaseException = AttemptTimeout(
+            raised: AttemptTimeout | DeadlineExceeded = AttemptTimeout(
                 f"{call.target}: no {'first item' if call.stream else 'result'} within its {limit} limit of "
                 f"{own:g} s",
                 limit=limit,
@@ -160,6 +160,11 @@ class Timeout:
                 cut=True,
             )
         raised.__cause__ = error
+        # What the callee's end knows: a worker thread that goes on without us, or one that never started.
+        if getattr(error, "executed", None) is False:
+            raised.executed = False
+        for note in getattr(error, "__notes__", ()):
+            raised.add_note(note)
         call.failed(raised, classify(raised), instead_of=error)
         return raised
 
