@@ -265,9 +265,8 @@ async def test_a_failed_run_reports_what_was_tried() -> None:
 
     bad = FakeModel(*[TransientError(f"down {n}") for n in range(6)])
     events: list[Any] = []
-    async with Runtime(models={"bad": bad}) as rt:
-        async with rt.stream(Two, "go", deltas=False) as run:
-            error = await watch(run, events)
+    async with Runtime(models={"bad": bad}) as rt, rt.stream(Two, "go", deltas=False) as run:
+        error = await watch(run, events)
     assert isinstance(error, TransientError)
     assert str(error) == "down 5"
     assert events[-1].error == "TransientError"
