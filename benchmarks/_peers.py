@@ -11,7 +11,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from _resilience import ATTEMPT, ATTEMPTS, BACKOFF, MINIMUM, RATE, RESET, WINDOW, Callee, Down, Serve
+from _measure import say
+from _resilience import ATTEMPTS, BACKOFF, MINIMUM, RATE, RESET, WINDOW, Callee, Down, Serve
 
 NO_DEADLINE = "has no deadline over all attempts, waits and targets, and hands none on to nested calls"
 
@@ -31,11 +32,25 @@ def make(name: str, callee: Callee) -> Serve:
     return _FACTORIES[name](callee)
 
 
+def installed(wanted: bool) -> tuple[list[str], dict[str, str]]:
+    """The peers that can be measured here, and why others cannot; none if none is wanted."""
+    present, absent = [], {}
+    for name in PEERS if wanted else ():
+        try:
+            make(name, Callee())
+        except ImportError as error:
+            absent[name] = f"not installed ({error})"
+            say(f"{name} is left out: {absent[name]}")
+        else:
+            present.append(name)
+    return present, absent
+
+
 def _limited(callee: Callee) -> Serve:
-    serve = callee.serve
+    serve, seconds = callee.serve, callee.attempt
 
     async def limited() -> str:
-        async with asyncio.timeout(ATTEMPT):
+        async with asyncio.timeout(seconds):
             return await serve()
 
     return limited
@@ -59,11 +74,11 @@ def _tenacity_purgatory_anyio(callee: Callee) -> Serve:
     import tenacity
     from purgatory import AsyncCircuitBreakerFactory
 
-    serve = callee.serve
+    serve, seconds = callee.serve, callee.attempt
     breaker = AsyncCircuitBreakerFactory(default_threshold=MINIMUM, default_ttl=RESET)
 
     async def limited() -> str:
-        with anyio.fail_after(ATTEMPT):
+        with anyio.fail_after(seconds):
             return await serve()
 
     retried = tenacity.retry(
@@ -105,7 +120,7 @@ def _hyx(callee: Callee) -> Serve:
     async def other_target(error: object) -> str:
         return await stand_in()
 
-    limited = timeout(ATTEMPT)(callee.serve)
+    limited = timeout(callee.attempt)(callee.serve)
     guarded = consecutive_breaker(
         exceptions=failures, failure_threshold=MINIMUM, recovery_time_secs=RESET, recovery_threshold=1
     )(limited)
@@ -126,7 +141,7 @@ def _pyresilience(callee: Callee) -> Serve:
 
     failures = (Down, TimeoutError, pyresilience.ResilienceTimeoutError)
     protect = pyresilience.resilient(
-        timeout=pyresilience.TimeoutConfig(seconds=ATTEMPT, per_attempt=True),
+        timeout=pyresilience.TimeoutConfig(seconds=callee.attempt, per_attempt=True),
         circuit_breaker=pyresilience.CircuitBreakerConfig(
             sliding_window_size=WINDOW,
             failure_rate_threshold=RATE,
@@ -157,8 +172,8 @@ def _redress(callee: Callee) -> Serve:
             classifier=classify,
             strategy=decorrelated_jitter(base_s=BACKOFF, max_s=1.0),
             budget=redress.Budget(max_retries=1000, window_s=60.0),
-            attempt_timeout_s=ATTEMPT,
-            deadline_s=ATTEMPT * (ATTEMPTS + 1),
+            attempt_timeout_s=callee.attempt,
+            deadline_s=callee.attempt * (ATTEMPTS + 1),
             max_attempts=ATTEMPTS,
         ),
         circuit_breaker=redress.CircuitBreaker(

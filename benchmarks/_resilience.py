@@ -9,7 +9,6 @@ from typing import Any
 
 from _measure import Invalid
 
-from agentrt.call import Middleware
 from agentrt.middleware.circuit_breaker import CircuitBreaker
 from agentrt.middleware.fallback import Fallback
 from agentrt.middleware.retry import Retry, RetryBudget
@@ -40,10 +39,15 @@ class Callee:
     """A service with a second target. `serve` and `stand_in` do nothing, so that what surrounds them is all there is
     to measure, unless `outage` tells them to hang or to fail: the object that was measured can then be put to proof.
 
-    `suspends`: they wait for one turn of the loop. `calls` counts those made during an outage.
+    `seconds`: how long `serve` sleeps; 0 is one turn of the loop, None is not at all. `attempt`, `deadline`: the limits
+    that those around it are to have, in seconds. `calls` counts those made during an outage.
     """
 
-    def __init__(self, *, suspends: bool = False) -> None:
+    def __init__(
+        self, *, seconds: float | None = None, attempt: float = ATTEMPT, deadline: float = DEADLINE
+    ) -> None:
+        self.attempt = attempt
+        self.deadline = deadline
         self.outage: list[Callable[[], Awaitable[str]]] = []
         self.calls = 0
         outage = self.outage
@@ -56,7 +60,7 @@ class Callee:
         async def serve_suspending() -> str:
             if outage:
                 return await outage[0]()
-            await asyncio.sleep(0)
+            await asyncio.sleep(seconds or 0.0)
             return PRIMARY
 
         async def stand_in() -> str:
@@ -64,7 +68,7 @@ class Callee:
                 return await outage[1]()
             return SECONDARY
 
-        self.serve: Serve = serve_suspending if suspends else serve
+        self.serve: Serve = serve if seconds is None else serve_suspending
         self.stand_in: Serve = stand_in
 
     async def hang(self) -> str:
@@ -90,10 +94,10 @@ class Callee:
         self.calls = 0
 
 
-def stages(callee: Callee, *, collect: Callable[[Any], object] | None = None) -> list[Middleware]:
+def stages(callee: Callee, *, collect: Callable[[Any], object] | None = None) -> list[Any]:
     """The five of a default pipeline, all of them really configured, from the call outward."""
     return [
-        Timeout(attempt=ATTEMPT, first_item=ATTEMPT, idle=ATTEMPT),
+        Timeout(attempt=callee.attempt, first_item=callee.attempt, idle=callee.attempt),
         CircuitBreaker(failure_rate=RATE, window_calls=WINDOW, minimum_calls=MINIMUM, reset_timeout=RESET),
         Retry(max_attempts=ATTEMPTS, initial_delay=BACKOFF, budget=RetryBudget()),
         Fallback(callee.stand_in),
@@ -103,7 +107,10 @@ def stages(callee: Callee, *, collect: Callable[[Any], object] | None = None) ->
 
 def pipeline(callee: Callee, *, collect: Callable[[Any], object] | None = None) -> Pipeline:
     return Pipeline(
-        inner_first=stages(callee, collect=collect), target="service", idempotent=True, deadline=DEADLINE
+        inner_first=stages(callee, collect=collect),
+        target="service",
+        idempotent=True,
+        deadline=callee.deadline,
     )
 
 

@@ -23,14 +23,16 @@ from _measure import (
     minima,
     remarks,
     report,
+    run,
     say,
     table,
     verdicts,
 )
 from _resilience import ATTEMPT, DEADLINE, Callee, Serve, pipeline, prove, stages
 
-from agentrt import Limits, Runtime
-from agentrt.pipeline import Pipeline, stage_name
+from agentrt.pipeline import Pipeline
+
+Proof = Callable[[], Coroutine[Any, Any, None]]
 
 TARGETS = 1000
 ITEMS = 200
@@ -103,9 +105,9 @@ def repeat_over_objects(objects: list[Serve]) -> Repeat:
 
 async def measure_calls(
     names: list[str], *, suspends: bool, calls: int, rounds: int
-) -> tuple[dict[str, float], dict[str, float], list[Callable[[], Coroutine[Any, Any, None]]]]:
+) -> tuple[dict[str, float], dict[str, float], list[Proof]]:
     """The figures for one kind of callee, the nanoseconds behind them, and the proofs to be made."""
-    callee = Callee(suspends=suspends)
+    callee = Callee(seconds=0.0 if suspends else None)
     serve = callee.serve
     collected: deque[Any] = deque(maxlen=1000)
     ours = pipeline(callee)
@@ -119,7 +121,7 @@ async def measure_calls(
     }
     if not suspends:
         cases |= stage_by_stage(callee)
-    proofs = [
+    proofs: list[Proof] = [
         partial(prove, "pipeline", callee, partial(ours.call, serve)),
         partial(prove, "pipeline with telemetry", callee, partial(observed.call, serve)),
     ]
@@ -146,9 +148,9 @@ def stage_by_stage(callee: Callee) -> dict[str, Repeat]:
     drained: deque[Any] = deque(maxlen=1000)
     every = stages(callee, collect=drained.append)
     cases = {"making_a_call": repeat_making(pipeline(callee), callee.serve)}
-    for count in range(1, len(every) + 1):
+    for count, stage in enumerate(every, start=1):
         grown = Pipeline(inner_first=every[:count], target="service", idempotent=True, deadline=DEADLINE)
-        cases[f"up_to_{stage_name(every[count - 1])}"] = repeat_through(grown, callee.serve)
+        cases[f"up_to_{stage.name}"] = repeat_through(grown, callee.serve)
     return cases
 
 
@@ -225,25 +227,11 @@ async def prove_stream(rounds: int) -> None:
 # --- all -----------------------------------------------------------------------------------------------
 
 
-def available(wanted: bool) -> tuple[list[str], dict[str, str]]:
-    """The peers that are installed, and why others are not measured."""
-    present, absent = [], {}
-    for name in _peers.PEERS if wanted else ():
-        try:
-            _peers.make(name, Callee())
-        except ImportError as error:
-            absent[name] = f"not installed ({error})"
-            say(f"{name} is left out: {absent[name]}")
-        else:
-            present.append(name)
-    return present, absent
-
-
 async def measure(*, quick: bool, ours: bool) -> dict[str, Any]:
     calls, rounds = (100, 3) if quick else (1000, 150)
-    names, absent = available(not ours)
+    names, absent = _peers.installed(not ours)
     results = head("overhead", quick=quick)
-    proofs: list[Any] = []
+    proofs: list[Proof] = []
     for suspends in (False, True):
         say(f"calls whose callee {'suspends' if suspends else 'returns at once'}")
         figures, measured, claims = await measure_calls(names, suspends=suspends, calls=calls, rounds=rounds)
@@ -294,16 +282,11 @@ def readable(results: dict[str, Any]) -> list[str]:
     ]
 
 
-async def main() -> None:
+def main() -> None:
     options = command_line("overhead", __doc__ or "").parse_args()
-
-    async def benchmark(message: str) -> Any:
-        return await measure(quick=options.quick, ours=options.ours)
-
-    async with Runtime() as runtime:
-        result = await runtime.run(benchmark, "go", limits=Limits(seconds=3600.0))
-    report(result.output, as_json=options.json, lines=readable(result.output))
+    results = run(measure(quick=options.quick, ours=options.ours))
+    report(results, as_json=options.json, lines=readable(results))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()
