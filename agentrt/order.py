@@ -72,6 +72,8 @@ def stage_name(stage: Any) -> str:
 
 def stage_options(stage: Any) -> dict[str, Any]:
     """The constructor's parameters of a stage with their present values."""
+    if isinstance(stage, Placed):
+        stage = stage.stage
     if inspect.isroutine(stage):
         return {}
     options_: dict[str, Any] = {}

@@ -142,9 +142,17 @@ class Pipeline:
 
     def place(self, stage: Middleware, *, outside: str | None = None, inside: str | None = None) -> Pipeline:
         """With `stage` directly beside the named one (default: just inside telemetry). At one place, what was
-        placed first is outermost."""
+        placed first is outermost. A built-in stage goes to its own place."""
         if outside is not None and inside is not None:
             raise ConfigError("place a stage outside= one stage or inside= one, not both")
+        name = stage_name(stage)
+        if name in ORDER:
+            if outside is not None or inside is not None:
+                raise ConfigError(
+                    f"a stage named {name!r} has a place of its own: leave out outside= and inside=, or give a stage "
+                    "of yours another `name`"
+                )
+            return self.replace(stage)
         anchor = outside if outside is not None else inside if inside is not None else "telemetry"
         self._check_name(anchor)
         layout = list(self._layout)
