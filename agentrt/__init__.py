@@ -81,7 +81,43 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = [
+    "Agent",
+    "AgentrtError",
+    "AttemptTimeout",
+    "BudgetExceeded",
+    "BulkheadFull",
+    "Call",
+    "CallError",
+    "CircuitOpen",
+    "Config",
+    "ConfigError",
+    "Context",
+    "DeadlineExceeded",
+    "Limits",
+    "Middleware",
+    "Next",
+    "PermanentError",
+    "Pipeline",
+    "PipelineWarning",
+    "PluginError",
+    "RateLimited",
+    "Refused",
+    "ResultRejected",
+    "RunLimitExceeded",
+    "RunResult",
+    "Runtime",
+    "Session",
+    "Stream",
+    "ThrottledError",
+    "Tool",
+    "ToolError",
+    "TransientError",
+    "__version__",
+    "classify",
+    "current",
+    "tool",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,37 @@
+"""`import agentrt`: what it exports, and what it does not load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import agentrt
+
+HEAVY = ("opentelemetry", "loguru", "httpx2", "click", "rich", "aiolimiter", "importlib.metadata", "sqlite3", "openai")
+
+
+@pytest.mark.parametrize("name", agentrt.__all__)
+def test_every_exported_name_is_there(name: str) -> None:
+    assert getattr(agentrt, name) is not None
+    assert name in dir(agentrt)
+
+
+def test_all_names_that_have_a_home_are_exported() -> None:
+    assert sorted(agentrt.__all__) == sorted(["__version__", *agentrt._HOME])
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = agentrt.nonsense  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import agentrt", "from agentrt import Agent, tool", "from agentrt import Runtime; Runtime()"],
+)
+def test_importing_loads_nothing_heavy(statement: str) -> None:
+    code = f"import sys\n{statement}\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
