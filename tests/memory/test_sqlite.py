@@ -422,7 +422,9 @@ async def test_it_survives_a_killed_process(path: Path) -> None:
     assert process.stdout is not None
     confirmed = [int(await asyncio.to_thread(process.stdout.readline)) for _ in range(20)]
     process.send_signal(signal.SIGKILL)
-    rest, _ = await asyncio.to_thread(process.communicate, timeout=60)
+    rest = await asyncio.to_thread(process.stdout.read)  # communicate() would pass over what is buffered
+    process.stdout.close()
+    await asyncio.to_thread(process.wait, 60)
     confirmed += [int(line) for line in rest.split("\n")[:-1]]
     memory = SqliteMemory(path=path)
     found = {int(text.split()[1]) for text in texts(await memory.search("item", limit=100_000))}
