@@ -62,13 +62,17 @@ def say(text: str) -> None:
 
 
 async def minima(
-    cases: Mapping[str, Repeat], *, calls: int, rounds: int, rarely: Collection[str] = ()
+    cases: Mapping[str, Repeat],
+    *,
+    calls: int,
+    rounds: int,
+    rarely: Collection[str] = (),
+    clock: Callable[[], int] = time.thread_time_ns,
 ) -> dict[str, float]:
     """Nanoseconds of CPU time for one call of each case: its best round.
 
     Cases named in `rarely` take part in every third round only: what takes long needs no finer figure.
     """
-    clock = time.thread_time_ns
     best = dict.fromkeys(cases, float("inf"))
     for repeat in cases.values():
         await repeat(calls)
