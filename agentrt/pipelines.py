@@ -73,7 +73,7 @@ class Pipelines:
         self._gate = gate
         self._collect = collect
         self._placements: list[Placement] = []
-        self._built: dict[tuple[Any, ...], Pipeline] = {}
+        self._built: dict[tuple[Any, ...], tuple[Pipeline, tuple[Any, ...]]] = {}
         self._shared: dict[tuple[Any, ...], Middleware] = {}
         self._budget = RetryBudget()
 
@@ -98,12 +98,15 @@ class Pipelines:
         self, agent: Any, agent_name: str, kind: str, *, tool: Tool[..., Any] | None, targets: Sequence[str]
     ) -> Pipeline:
         """The pipeline for one kind of call of one agent."""
-        key = (agent_name, kind, None if tool is None else tool, tuple(targets))
-        pipeline = self._built.get(key)
-        if pipeline is None:
+        own = getattr(agent, "middleware", ())
+        # Neither the agent nor a bound tool is in the key: they would be kept for ever. Agents of one name and
+        # one list of stages share a pipeline, and so do the tools of one origin.
+        key = (agent_name, kind, None if tool is None else tool.origin, tuple(targets), *map(id, own))
+        built = self._built.get(key)
+        if built is None:
             pipeline = self.build(agent, agent_name, kind, tool=tool, targets=targets)
-            self._built[key] = pipeline
-        return pipeline
+            built = self._built[key] = (pipeline, tuple(own))  # kept, or another stage might get its id
+        return built[0]
 
     def build(
         self, agent: Any, agent_name: str, kind: str, *, tool: Tool[..., Any] | None, targets: Sequence[str]
@@ -117,7 +120,7 @@ class Pipelines:
         if kind == "model":
             terminal = self._model_terminal
         elif tool is not None:
-            target, terminal, classify = f"tool:{tool.name}", _run_tool, tool.classify
+            target, terminal, classify = f"tool:{tool.name}", _run_tool, tool.origin.classify
         pipeline = Pipeline(
             inner_first=stages,
             target=target,

@@ -76,8 +76,6 @@ class Runtime:
         self._secrets: SecretsManager | None = None
         self._memory: Any = None
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
-        self._tools: dict[tuple[Any, Any], Tool[..., Any]] = {}
-        self._tools_of: dict[Any, dict[str, Tool[..., Any]]] = {}
         self.telemetry = [(table.plugin, table.make()) for table in self.config.telemetry()]
         """The telemetry backends that are on, by name; they are opened with the runtime."""
         self._pipelines = Pipelines(
@@ -226,25 +224,18 @@ class Runtime:
         return targets
 
     def tool(self, agent: Any, tool: Any) -> Tool[..., Any]:
-        """A function or tool as the tool it is; the schema of a plain function is made once."""
-        from agentrt.tools import Tool, as_tool
+        """A function or tool as the tool it is, bound to the agent if it is a method of it."""
+        from agentrt.tools import as_tool
 
-        if isinstance(tool, Tool) and not tool.is_unbound:
-            return tool
-        made = self._tools.get((agent, tool))
-        if made is None:
-            made = self._tools[agent, tool] = as_tool(tool, instance=agent)
-        return made
+        return as_tool(tool, instance=agent)
 
     def tools_of(self, agent: Any) -> dict[str, Tool[..., Any]]:
-        tools = self._tools_of.get(agent)
-        if tools is None:
-            made = [self.tool(agent, tool) for tool in agent.tools]
-            tools = {tool.name: tool for tool in made}
-            if len(tools) < len(made):
-                names = sorted({tool.name for tool in made if [t.name for t in made].count(tool.name) > 1})
-                raise ConfigError(f"{_agent_name(agent)} has several tools named {', '.join(names)}")
-            self._tools_of[agent] = tools
+        """The tools of an agent by name. Nothing is kept: a bound tool would keep its agent."""
+        made = [self.tool(agent, tool) for tool in agent.tools]
+        tools = {tool.name: tool for tool in made}
+        if len(tools) < len(made):
+            names = sorted({tool.name for tool in made if [t.name for t in made].count(tool.name) > 1})
+            raise ConfigError(f"{_agent_name(agent)} has several tools named {', '.join(names)}")
         return tools
 
     async def converse(self, ctx: Context, agent: Agent, message: str | list[Part]) -> Any:

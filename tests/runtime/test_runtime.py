@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,47 @@ async def test_closing_closes_what_was_opened_and_only_that() -> None:
     async with Runtime(models={"fake": Closing("ok")}) as rt:
         await rt.run(Assistant, "go")
     assert closed == []
+
+
+async def test_two_agents_of_one_name_keep_their_own_stages() -> None:
+    seen: list[str] = []
+
+    def make(name: str) -> type[Agent]:
+        class Same(Agent):
+            model = "fake:one"
+            middleware = (naming(name, seen),)
+
+        return Same
+
+    async with Runtime(models={"fake": FakeModel("a", "b")}) as rt:
+        await rt.run(make("first"), "go")
+        await rt.run(make("second"), "go")
+    assert seen == ["first>fake:one", "first<fake:one", "second>fake:one", "second<fake:one"]
+
+
+async def test_agents_of_one_run_are_not_kept() -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    class Short(Agent):
+        scope = "run"
+        model = "fake:one"
+
+        def __init__(self) -> None:
+            alive.append(weakref.ref(self))
+
+        @tool
+        async def mine(self) -> str:
+            """A tool that is a method."""
+            return "mine"
+
+        tools = (mine,)
+
+    async with Runtime(models={"fake": FakeModel([wants("mine")], "a", [wants("mine")], "b")}) as rt:
+        await rt.run(Short, "go")
+        await rt.run(Short, "go")
+        await asyncio.sleep(0)
+        gc.collect()
+        assert [ref() for ref in alive] == [None, None]
 
 
 @pytest.mark.parametrize(
