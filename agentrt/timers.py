@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextvars import Context
 from typing import Any, Final
 
 from msgspec import Struct
@@ -26,6 +27,10 @@ from agentrt.clock import reader
 __all__ = ["Armed", "FixedLimit", "Timers"]
 
 Task = asyncio.Task[Any]
+
+# A timer handle keeps the context it was made in, even when cancelled, until the loop drops it: without this, a
+# FIFO's one timer would keep the run that happened to set it for up to the whole duration.
+_NO_CONTEXT = Context()
 
 LOOK_AGAIN: Final = 0.05
 """Seconds after which a limit that met a running cleanup looks whether that is over."""
@@ -94,7 +99,7 @@ class Timers:
     def arm_at(self, when: float, task: Task, call: Any = None) -> Armed:
         """Bound `task` by the moment `when` (loop time)."""
         armed = Armed(when, task, task.cancelling(), call)
-        armed.handle = self.loop.call_at(when, self.fire, armed)
+        armed.handle = self.loop.call_at(when, self.fire, armed, context=_NO_CONTEXT)
         return armed
 
     def fire(self, armed: Armed) -> None:
@@ -189,7 +194,7 @@ class FixedLimit:
 
     def schedule(self, when: float) -> None:
         """Set the timer for the first of the queue."""
-        self.handle = self._timers.loop.call_at(when, self._fire)
+        self.handle = self._timers.loop.call_at(when, self._fire, context=_NO_CONTEXT)
 
     def _fire(self) -> None:
         self.handle = None
