@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
 
 from agentrt import __version__
-from agentrt.cli.report import CLOSED, INTERRUPTED, OK, USAGE, report, wants_full_traceback
-from agentrt.cli.signals import end_at_sigterm
+from agentrt.cli.report import CLOSED, INTERRUPTED, OK, TERMINATED, USAGE, report, wants_full_traceback
+from agentrt.cli.signals import Terminated, end_at_sigterm
 from agentrt.cli.terminal import OutputClosed, Terminal
 from agentrt.errors import AgentrtError
 
@@ -40,7 +41,19 @@ Examples:
 """
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C outside a run."""
+
+
 class _Commands(click.Group):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _past_click():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _past_click():
+            return super().invoke(ctx)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -62,15 +75,38 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+@contextmanager
+def _past_click() -> Generator[None]:
+    """Click would end with exit code 1 if the pipe breaks while it prints help, and say something at Ctrl-C."""
+    try:
+        yield
+    except BrokenPipeError:
+        Terminal.abandon()
+        raise OutputClosed from None
+    except KeyboardInterrupt:
+        raise _Interrupted from None
+
+
 @click.group(
     cls=_Commands,
     epilog=EXAMPLES,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, "-V", "--version", prog_name="agentrt", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> int | None:
     """The runtime for Python agents: every model, tool, memory and secret call goes through one resilient
     pipeline."""
+    return help_instead(ctx)
+
+
+def help_instead(ctx: click.Context) -> int | None:
+    """The help, and the exit code of wrong usage, for a group that was called without a command."""
+    if ctx.invoked_subcommand is not None:
+        return None
+    ctx.obj.say(ctx.get_help())
+    return USAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -81,9 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _run(arguments, terminal)
     except OutputClosed:
         code = CLOSED
-    except KeyboardInterrupt:
-        terminal.end_line()
+    except (KeyboardInterrupt, _Interrupted):
+        terminal.end_interrupted_line()
         code = INTERRUPTED
+    except Terminated:
+        code = TERMINATED
     sys.exit(code)
 
 
@@ -100,8 +138,6 @@ def _run(arguments: Sequence[str] | None, terminal: Terminal) -> int:
         )
     except click.ClickException as error:
         return _misused(error, terminal)
-    except click.Abort:  # what click makes of KeyboardInterrupt
-        raise KeyboardInterrupt from None
     except Exception as error:
         # Outside a run whatever is no error of ours is our own bug: nothing of it is to be hidden.
         full = wants_full_traceback(False) or not isinstance(error, AgentrtError)
@@ -112,7 +148,8 @@ def _run(arguments: Sequence[str] | None, terminal: Terminal) -> int:
 def _misused(error: click.ClickException, terminal: Terminal) -> int:
     """One message, and where the help is; not the whole usage."""
     message = error.format_message()
-    terminal.error(message[:1].lower() + message[1:].rstrip("."))
+    is_sentence = message[1:2].islower()
+    terminal.error((message[:1].lower() + message[1:] if is_sentence else message).rstrip("."))
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else "agentrt"
         terminal.hint(f"{path} --help shows how it is used")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agentrt.cli.main import help_instead
 from agentrt.cli.report import OK
 from agentrt.cli.terminal import Terminal
 
@@ -25,14 +26,17 @@ STEP = 0.25
 
 @click.group(
     short_help="List and fetch the models that run here.",
+    invoke_without_command=True,
     epilog="""\b
 Examples:
   agentrt models list
   agentrt models pull smollm2
 """,
 )
-def models() -> None:
+@click.pass_context
+def models(ctx: click.Context) -> int | None:
     """The models that run on this machine: an agent names one as local:NAME."""
+    return help_instead(ctx)
 
 
 @models.command(name="list", short_help="Show which models there are.")

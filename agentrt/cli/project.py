@@ -166,6 +166,11 @@ def make_runtime(project: Project) -> Runtime:
 def _as_overrides(models: Sequence[str]) -> list[str]:
     if not models:
         return []
+    for name in models:
+        if ":" not in name.strip(":"):
+            raise ConfigError(
+                f'--model {name}: a model is named "prefix:name", for example openai:gpt-5-mini'
+            )
     from json import dumps
 
     return [f"agent.model={models[0] if len(models) == 1 else dumps(list(models))}"]

@@ -33,7 +33,9 @@ __all__ = [
     "TargetError",
     "UserCodeError",
     "exit_code",
+    "is_hidden",
     "report",
+    "traceback_lines",
     "wants_full_traceback",
 ]
 
@@ -145,8 +147,8 @@ def _trim(formatted: object, error: BaseException | None, seen: set[int]) -> Non
         return
     seen.add(id(error))
     stack = formatted.stack  # type: ignore[attr-defined]
-    own = [frame for frame in stack if not _is_hidden(frame.filename)]
-    if own and (not stack or not _is_hidden(stack[-1].filename) or _is_importing(stack[-1].filename)):
+    own = [frame for frame in stack if not is_hidden(frame.filename)]
+    if own and (not stack or not is_hidden(stack[-1].filename) or _is_importing(stack[-1].filename)):
         stack[:] = own
     elif isinstance(error, SyntaxError):
         stack[:] = own  # the file and line of the mistake stand below the stack
@@ -158,8 +160,9 @@ def _trim(formatted: object, error: BaseException | None, seen: set[int]) -> Non
 
 
 def _has_hidden_frames(error: BaseException) -> bool:
-    frames = _files(error.__traceback__)
-    return any(file.startswith(_OWN) for file in frames) and not frames[-1].startswith(_OWN)
+    """Whether frames of ours were left out below the first of the user's: those above say nothing."""
+    hidden = [is_hidden(file) for file in _files(error.__traceback__)]
+    return not all(hidden) and any(hidden[hidden.index(False) :]) and not hidden[-1]
 
 
 def _files(traceback: TracebackType | None) -> list[str]:
@@ -170,7 +173,8 @@ def _files(traceback: TracebackType | None) -> list[str]:
     return files
 
 
-def _is_hidden(filename: str) -> bool:
+def is_hidden(filename: str) -> bool:
+    """Whether a frame of this file is agentrt's or the import system's."""
     return filename.startswith(_OWN) or _is_importing(filename)
 
 

@@ -13,7 +13,7 @@ from agentrt.cli.models import offer_weights
 from agentrt.cli.output import Answer, Lines, Printer, Text
 from agentrt.cli.project import open_project, project_options
 from agentrt.cli.report import report, wants_full_traceback
-from agentrt.cli.terminal import OutputClosed, Terminal
+from agentrt.cli.terminal import Terminal
 from agentrt.cli.turns import Turns
 from agentrt.errors import ConfigError
 
@@ -67,8 +67,6 @@ def run(
         if text is None and jsonl:
             raise ConfigError("--jsonl wants a message: as an argument, or on stdin")
     except Exception as error:
-        if isinstance(error, OutputClosed | click.ClickException):
-            raise
         printer.failed(error)
         return report(error, terminal, full=full)
     offer_weights(opened, terminal)

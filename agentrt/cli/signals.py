@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from agentrt.cli.report import INTERRUPTED, TERMINATED
 
-__all__ = ["DRAIN_SECONDS", "Signals", "end_at_sigterm"]
+__all__ = ["DRAIN_SECONDS", "Signals", "Terminated", "end_at_sigterm"]
 
 DRAIN_SECONDS = 20.0
 """How long a run may go on after SIGTERM."""
@@ -120,11 +120,15 @@ def _die(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+class Terminated(BaseException):
+    """SIGTERM outside a run."""
+
+
 def end_at_sigterm() -> None:
-    """Outside a run SIGTERM ends the command with exit code 143, and cleanups on the way."""
+    """From now on SIGTERM raises Terminated, so that there are cleanups on the way out."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
+        raise Terminated
 
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, end)

@@ -6,16 +6,20 @@ import importlib
 import importlib.util
 import os
 import sys
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
 from msgspec import Struct
 
-from agentrt.cli.candidates import agent_names, file_named, files_in, modules_in, names_in_file, similar_to
-from agentrt.cli.report import TargetError, UserCodeError
+from agentrt.cli.candidates import agent_names, file_named, files_in, modules_in, names_in, similar_to
+from agentrt.cli.report import TargetError, UserCodeError, is_hidden
 from agentrt.errors import AgentrtError, ConfigError
 
 __all__ = ["Target", "load_target"]
+
+LISTED = 10
+"""More names than this in a message help nobody."""
 
 EXAMPLES = "my_module:MyAgent or path/to/file.py:MyAgent"
 
@@ -110,8 +114,23 @@ def _put_first(folder: str) -> None:
 
 def _failed(what: str, error: BaseException) -> AgentrtError:
     if isinstance(error, ConfigError):
-        return error  # it says itself what is wrong: a tool whose signature has no schema, for example
+        # It says itself what is wrong, a tool whose signature has no schema for example; only not where.
+        return ConfigError(f"{_place(error)}{error}")
     return UserCodeError(f"cannot import {what}")
+
+
+def _place(error: BaseException) -> str:
+    """ "agents.py:12: ", the line of the user's that the error came from."""
+    frames = [
+        (code.co_filename, line)
+        for frame, line in walk_tb(error.__traceback__)
+        if not is_hidden((code := frame.f_code).co_filename)
+    ]
+    if not frames:
+        return ""
+    file, line = frames[-1]
+    relative = os.path.relpath(file)
+    return f"{file if relative.startswith(os.pardir) else relative}:{line}: "
 
 
 # --- attributes ----------------------------------------------------------------------------------------
@@ -134,15 +153,15 @@ def _attribute(module: ModuleType, place: str, attribute: str) -> Any:
 
 def _not_a_target(text: str, app_dir: str) -> str:
     if text.endswith(".py") and os.path.isfile(text):
-        return f"{text} is a file; name the agent in it as well: {_with_agent(text)}"
+        return f"{text} is a file; name the agent in it as well: {_with_agent(text, app_dir)}"
     if text.isidentifier() and text in modules_in(app_dir):
-        return f"{text} is a module; name the agent in it as well: {text}:MyAgent"
+        return f"{text} is a module; name the agent in it as well: {_with_agent(text, app_dir)}"
     return f"{text!r} is not a target; a target is {EXAMPLES}"
 
 
-def _with_agent(path: str) -> str:
-    names = names_in_file(path)
-    return f"{path}:{names[0]}" if names else f"{path}:MyAgent"
+def _with_agent(place: str, app_dir: str) -> str:
+    names = names_in(place, app_dir)
+    return f"{place}:{names[0] if names else 'MyAgent'}"
 
 
 def _no_module(name: str, missing: str, app_dir: str) -> str:
@@ -160,6 +179,9 @@ def _no_module(name: str, missing: str, app_dir: str) -> str:
     file = file_named(name, app_dir)
     if file is not None:
         return f"{message}; did you mean the file {file}?"
+    known = modules_in(app_dir)
+    if 0 < len(known) <= LISTED:
+        return f"{message}; the modules here are: {', '.join(known)}"
     return f"{message}; --app-dir names another folder to look in"
 
 
@@ -190,5 +212,6 @@ def _no_attribute(module: ModuleType, place: str, attribute: str) -> str:
     if similar:
         return f"{message}; did you mean {place}:{similar}?"
     if names:
-        return f"{message}; the agents in it are: {', '.join(names)}"
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        return f"{message}; the agents in it are: {', '.join(names[:LISTED])}{more}"
     return f"{message}, and no agent either: that is a class with `async def run(self, message)`"

@@ -26,8 +26,9 @@ _CODES: dict[Style, str] = {
 }
 
 
-class OutputClosed(Exception):
-    """Whoever read our stdout has gone away (`agentrt ... | head`): time to stop, quietly."""
+class OutputClosed(BaseException):
+    """Whoever read our stdout has gone away (`agentrt ... | head`): time to stop, quietly. No error, so that nothing
+    on its way reports it."""
 
 
 class OutputFailed(AgentrtError):
@@ -56,10 +57,10 @@ class Terminal:
             )
             return
         except BrokenPipeError:
-            self._abandon()
+            self.abandon()
             raise OutputClosed from None
         except OSError as error:
-            self._abandon()
+            self.abandon()
             raise OutputFailed(f"cannot write to stdout: {error.strerror or error}") from error
         self._at_line_start = text.endswith("\n")
 
@@ -72,8 +73,14 @@ class Terminal:
         if not self._at_line_start:
             self.write("\n")
 
+    def end_interrupted_line(self) -> None:
+        """Go on below the line in which the terminal has shown ^C."""
+        if self.is_watched:
+            self._at_line_start = True
+            self.say()
+
     @staticmethod
-    def _abandon() -> None:
+    def abandon() -> None:
         """Nothing more to stdout: what is buffered must not fail again when the interpreter ends."""
         try:
             null = os.open(os.devnull, os.O_WRONLY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -65,6 +66,8 @@ class Turns:
         with Signals(cancel=cancel, note=self._terminal.note) as signals:
             task = asyncio.ensure_future(self._take(message, printer, session, signals, is_last))
             await asyncio.wait([task])
+        if signals.received == signal.SIGINT:
+            self._terminal.end_interrupted_line()
         # A signal before or after the run itself cancels the task as such.
         code = AGENT_ERROR if task.cancelled() else task.result()
         return Outcome(code if signals.exit_code is None else signals.exit_code, signals.received)
