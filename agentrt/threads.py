@@ -20,7 +20,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from agentrt import options
 from agentrt.call import ENCLOSING
 
-__all__ = ["AbandonedThread", "WorkerThreads", "has_work", "shared"]
+__all__ = ["AbandonedThread", "WorkerThreads", "has_work", "is_worker", "shared"]
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -334,3 +334,8 @@ def shared() -> WorkerThreads:
 def has_work(loop: asyncio.AbstractEventLoop) -> bool:
     """True while any pool works for `loop`: a loop of virtual time must let it."""
     return any(pool.has_work(loop) for pool in list(_pools))
+
+
+def is_worker(thread: threading.Thread) -> bool:
+    """Whether `thread` belongs to a pool, busy or idle."""
+    return isinstance(thread, _Worker)

@@ -32,6 +32,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
+from agentrt import threads
+
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
@@ -158,9 +160,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Whether something may still come from outside."""
         if len(real.get_map()) > 1 or self._jobs > 0 or self._signal_handlers:
             return True
-        # The idle workers of the default executor live as long as the loop; its jobs are counted above.
+        if threads.has_work(self):
+            return True
+        # The idle workers of the default executor and of sync tools live on; their jobs are counted above.
         return any(
-            not thread.name.startswith("asyncio_")
+            not thread.name.startswith("asyncio_") and not threads.is_worker(thread)
             for thread in threading.enumerate()
             if thread not in self._threads_before
         )

@@ -304,3 +304,18 @@ async def test_the_marker_gives_a_test_a_virtual_loop() -> None:
 @pytest.mark.asyncio
 async def test_without_the_marker_time_is_real() -> None:
     assert not isinstance(asyncio.get_running_loop(), VirtualTimeLoop)
+
+
+def test_a_timer_waits_for_a_sync_tools_thread_that_was_idle_before() -> None:
+    from agentrt.threads import shared
+
+    async def quick() -> None:
+        await shared().run(lambda: None)
+
+    async def scenario() -> str:
+        async with asyncio.timeout(30):
+            await shared().run(time.sleep, 0.02)
+        return "in time"
+
+    run(quick)  # leaves an idle worker behind
+    assert run(scenario) == "in time"
