@@ -150,7 +150,7 @@ def pydantic_ai(world: World) -> Run:
 
     agent = TheirAgent(FunctionModel(fake), instructions="You answer questions about the weather.")
 
-    @agent.tool_plain
+    @agent.tool_plain  # type: ignore[untyped-decorator]
     async def weather(city: str, days: int) -> str:
         "The weather in a city for some days."
         return world.forecast(city, days)

@@ -1,0 +1,279 @@
+"""The benchmarks work, and refuse to give figures for what does not do its work. Nothing here looks at a speed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from agentrt import Limits, Pipeline, Runtime
+from agentrt.testing.virtual_time import VirtualTimeLoop
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As when a script in there is started."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").parent == BENCHMARKS:
+            del sys.modules[name]
+
+
+def virtually(benchmark: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Inside a run, on a loop that does not wait: what is proved here needs seconds of timeouts."""
+
+    async def agent(message: str) -> Any:
+        return await benchmark()
+
+    async def within_a_run() -> Any:
+        async with Runtime() as runtime:
+            return (await runtime.run(agent, "go", limits=Limits(seconds=3600.0))).output
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(within_a_run())
+
+
+def script(name: str, *options: str, **variables: str) -> dict[str, Any]:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--json", "--quick", "--ours", *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = json.loads(done.stdout)
+    assert results["benchmark"] == name
+    assert results["quick"] is True
+    return results
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+# --- each works ----------------------------------------------------------------------------------------
+
+
+def test_overhead_gives_its_figures() -> None:
+    overhead = load("overhead")
+    results = virtually(partial(overhead.measure, quick=True, ours=True))
+    wanted = {
+        "pipeline_x",
+        "pipeline_telemetry_x",
+        "pipeline_1000_targets_x",
+        "pipeline_suspends_x",
+        "pipeline_stream_x_per_item",
+        "up_to_timeout_x",
+        "up_to_telemetry_x",
+    }
+    assert wanted <= results.keys()
+    assert results["timeout_ns"] > 0
+    assert any("pipeline_x" in line for line in overhead.readable(results))
+
+
+def test_overhead_has_a_figure_for_every_peer_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    overhead, peers = load("overhead"), load("_peers")
+
+    def absent(callee: Any) -> Any:
+        raise ImportError("no module named hyx")
+
+    def glue(callee: Any) -> Any:
+        return partial(load("_resilience").pipeline(callee).call, callee.serve)
+
+    monkeypatch.setattr(peers, "PEERS", {"glue": "cannot fly", "hyx": "is not here"})
+    monkeypatch.setattr(peers, "_FACTORIES", {"glue": glue, "hyx": absent})
+    results = virtually(partial(overhead.measure, quick=True, ours=False))
+    assert {"glue_x", "glue_1000_targets_x", "glue_suspends_x"} <= results.keys()
+    assert "hyx_x" not in results
+    assert "no module named hyx" in results["absent"]["hyx"]
+    assert results["cannot"] == {"glue": "cannot fly"}
+    text = "\n".join(overhead.readable(results))
+    assert "glue: cannot fly" in text
+    assert "hyx is left out" in text
+
+
+def test_inflight_gives_its_figures() -> None:
+    results = script("inflight")
+    assert {"cpu_x", "bytes_per_call"} <= results.keys()
+    assert results["bytes_per_call"] > 0
+    assert results["tasks"] == 200
+
+
+def test_agent_run_gives_its_figures() -> None:
+    results = script("agent_run", AGENTRT_BENCH_PYTHONS="{}")
+    assert results["run_us"] > results["plain_us"] > 0
+    assert set(results["absent"]) == {
+        "agent_framework",
+        "pydantic_ai",
+        "langchain",
+        "openai_agents",
+        "strands",
+    }
+
+
+def test_agent_run_compares_with_a_peer_in_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent_run = load("agent_run")
+    figures = {"agentrt": 50.0, "plain": 8.0, "timeout": 4.0, "langchain": 2000.0}
+
+    def measured(peer: str, python: str, *, quick: bool) -> dict[str, float]:
+        assert python == f"python of {peer}"
+        return figures if peer == "langchain" else {}
+
+    monkeypatch.setattr(agent_run, "measure_peer", measured)
+    pythons = {"langchain": "python of langchain", "strands": "python of strands"}
+    results = agent_run.compare(pythons, quick=True)
+    assert results["run_x_langchain"] == 0.025
+    assert results["langchain_us"] == 2000.0
+    assert results["absent"]["strands"] == "not installed"
+    assert any(line.startswith("langchain") for line in agent_run.readable(results))
+
+
+def test_agent_run_says_so_if_a_framework_is_not_installed_in_the_peers_environment() -> None:
+    command = [sys.executable, str(BENCHMARKS / "agent_run.py"), "--peer", "strands", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "{}\n")
+    assert "strands is not installed" in done.stderr
+
+
+def test_startup_gives_its_figures() -> None:
+    results = script("startup")
+    assert results["agentrt_run_ms"] > results["interpreter_ms"] > 0
+    assert {"import_x", "use_x", "cli_x", "cli_wall_x"} <= results.keys()
+
+
+# --- no figures for what does not do its work ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda ours: ours.without("retry"), "made 1 attempts instead of 3"),
+        (lambda ours: ours.without("timeout"), "gave an attempt 1.00 s of 0.5 s"),
+        (lambda ours: ours.without("fallback"), r"called a service that hangs and got AttemptTimeout"),
+        (lambda ours: ours.without("circuit_breaker"), "did not open its circuit"),
+        (
+            lambda ours: Pipeline(inner_first=ours.stages, idempotent=True),
+            "ended after 3.0. s, not at its deadline",
+        ),
+    ],
+)
+def test_a_pipeline_that_lacks_something_is_refused(
+    change: Callable[[Pipeline], Pipeline], complaint: str
+) -> None:
+    measure, resilience = load("_measure"), load("_resilience")
+
+    async def prove() -> None:
+        callee = resilience.Callee()
+        call = partial(change(resilience.pipeline(callee)).call, callee.serve)
+        with pytest.raises(measure.Invalid, match=complaint):
+            await resilience.prove("it", callee, call)
+        assert not callee.outage
+
+    virtually(prove)
+
+
+def test_a_peer_is_not_held_to_what_it_does_not_claim() -> None:
+    resilience = load("_resilience")
+
+    async def prove() -> None:
+        callee = resilience.Callee()
+        ours = Pipeline(inner_first=resilience.stages(callee), idempotent=True)
+        await resilience.prove("it", callee, partial(ours.call, callee.serve), cannot=("deadline",))
+
+    virtually(prove)
+
+
+def test_calls_that_are_not_in_flight_together_are_refused() -> None:
+    inflight, measure = load("inflight"), load("_measure")
+
+    async def count() -> None:
+        callee, one_at_a_time = inflight.new_callee(), asyncio.Lock()
+
+        async def call() -> str:
+            async with one_at_a_time:
+                return str(await callee.serve())
+
+        with pytest.raises(measure.Invalid, match="it: only 1 of 10 calls were in flight at once"):
+            await inflight.count("it", callee, inflight.in_flight(call), 10)
+
+    virtually(count)
+
+
+def test_calls_that_arrive_twice_are_refused() -> None:
+    inflight, measure = load("inflight"), load("_measure")
+
+    async def count() -> None:
+        callee = inflight.new_callee()
+
+        async def call() -> str:
+            await callee.serve()
+            return str(await callee.serve())
+
+        with pytest.raises(measure.Invalid, match="it: the service saw 60 calls of 30"):
+            await inflight.count("it", callee, inflight.in_flight(call), 10)
+
+    virtually(count)
+
+
+def test_a_run_that_takes_a_short_cut_is_refused() -> None:
+    agent_run, frameworks, measure = load("agent_run"), load("_frameworks"), load("_measure")
+
+    async def prove() -> None:
+        world = frameworks.World()
+
+        async def knows_the_answer() -> str:
+            return str(frameworks.ANSWER)
+
+        with pytest.raises(measure.Invalid, match="after 0 model calls and 0 tool calls"):
+            await agent_run.prove("it", world, knows_the_answer)
+
+    virtually(prove)
+
+
+def test_a_run_that_does_not_validate_a_tools_arguments_is_refused() -> None:
+    agent_run, frameworks, measure = load("agent_run"), load("_frameworks"), load("_measure")
+
+    async def prove() -> None:
+        world = frameworks.World()
+        with pytest.raises(measure.Invalid, match="it does not validate the arguments of tools"):
+            await agent_run.prove("it", world, frameworks.plain(world))
+        assert world.arguments == frameworks.ARGUMENTS
+
+    virtually(prove)
+
+
+def test_a_program_that_says_something_else_is_refused(tmp_path: Path) -> None:
+    startup, measure = load("startup"), load("_measure")
+    with pytest.raises(measure.Invalid, match="gave 0 and 'bye"):
+        startup.check([sys.executable, "-c", "print('bye')"], tmp_path, "hello")
+
+
+def test_a_unit_that_is_no_slower_than_nothing_is_refused() -> None:
+    measure = load("_measure")
+    assert measure.in_units({"bare": 1.0, "timeout": 3.0, "ours": 2.0}, bare="bare", unit="timeout") == {
+        "ours": 0.5
+    }
+    with pytest.raises(measure.Invalid, match="too noisy"):
+        measure.in_units({"bare": 1.0, "timeout": 1.0}, bare="bare", unit="timeout")
+
+
+def test_a_failed_proof_ends_a_benchmark_without_figures() -> None:
+    measure = load("_measure")
+
+    async def fails() -> None:
+        raise measure.Invalid("it did not open")
+
+    with pytest.raises(SystemExit, match="no figures: it did not open"):
+        measure.run(fails())
