@@ -94,7 +94,7 @@ _QUOTA = (
     "contract_spend_limit_reached",
     "linked_organization_spend_limit_reached",
 )
-_STATUS |= dict.fromkeys(_QUOTA, 429)
+_STATUS.update(dict.fromkeys(_QUOTA, 429))
 _RATE = ("rate_limit_error", "rate_limit_exceeded", "resource_exhausted", "requests", "tokens")
 _QUOTA_WORDS = (
     "insufficient_quota",

@@ -47,7 +47,7 @@ class ServerEvents:
         lines = piece.splitlines()
         last = piece[-1]
         self._after_cr = last == _CR
-        if last == _LF or last == _CR:
+        if last in (_LF, _CR):
             rest = b""
         elif len(lines) == 1:
             self._partial.append(piece)

@@ -6,8 +6,8 @@
         ...
         assert server.requests[0].json["model"] == "gpt-5-mini"
 
-It answers `/v1/chat/completions` as OpenAI does and `/v1/messages` as Anthropic does, streamed if the request asks for it.
-A fault of the queue serves one request; when the queue is empty, `default` does. It listens on the loopback
+It answers `/v1/chat/completions` as OpenAI does and `/v1/messages` as Anthropic does, streamed if the request asks for
+it. A fault of the queue serves one request; when the queue is empty, `default` does. It listens on the loopback
 interface only.
 """
 
@@ -52,9 +52,9 @@ class Fault(Struct, frozen=True, kw_only=True):
     """What happens to one request; the methods below make the usual ones.
 
     `status` other than 200 answers with `message`, `type` and `code` in the wire's form of an error, or with `body`.
-    `first_byte_seconds`: the wait before anything is sent. `events`: so many pieces of a stream's text (half the body of a
-    whole answer), then `then`: "stall" sends nothing more and keeps the connection, "close" and "reset" end it,
-    "error" is an error event, "garbage" an event that is no JSON, "end" ends the body properly without the protocol's end.
+    `first_byte_seconds`: the wait before anything is sent. `events`: so many pieces of a stream's text (half the body
+    of a whole answer), then `then`: "stall" sends nothing more and keeps the connection, "close" and "reset" end it,
+    "error" is an error event, "garbage" an event that is no JSON, "end" ends the body without the protocol's end.
     `omit`: so many of a stream's last events are left out (OpenAI's `[DONE]` is one, Anthropic's `message_stop` is).
     `drop`: the connection ends before anything is sent. `event_seconds`: the wait before each event.
     """
@@ -186,6 +186,8 @@ class FaultServer:
         self.default = default if default is not None else Fault.ok()
         self.requests: deque[RecordedRequest] = deque(maxlen=KEPT_REQUESTS)
         self.connections = 0
+        self._received = 0
+        self._changed = asyncio.Condition()
         self._queue: deque[Fault] = deque()
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -206,6 +208,16 @@ class FaultServer:
     @property
     def open_connections(self) -> int:
         return len(self._open)
+
+    async def received(self, count: int = 1) -> None:
+        """Wait until so many requests have come in all."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._received >= count)
+
+    async def all_closed(self) -> None:
+        """Wait until no connection is open."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._open)
 
     def play(self, *faults: Fault) -> None:
         """Queue faults, one for each of the next requests."""
@@ -241,6 +253,8 @@ class FaultServer:
         try:
             while (request := await _receive(reader, number)) is not None:
                 self.requests.append(request)
+                self._received += 1
+                await self._tell()
                 fault = self._queue.popleft() if self._queue else self.default
                 if not await self._answer(request, fault, reader, writer):
                     break
@@ -254,6 +268,11 @@ class FaultServer:
             writer.close()
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 await writer.wait_closed()
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     async def _answer(
         self,

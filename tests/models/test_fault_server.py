@@ -223,9 +223,7 @@ async def test_leaving_the_block_ends_what_is_still_being_served() -> None:
     async with FaultServer(default=Fault.slow_first_byte(60)) as server:
         async with httpx2.AsyncClient(timeout=None) as client:
             waiting = asyncio.create_task(client.post(f"{server.openai_url}/chat/completions", json={}))
-            async with asyncio.timeout(5):
-                while not server.requests:
-                    await asyncio.sleep(0.005)
+            await server.received()
             await server.__aexit__(None, None, None)
             with pytest.raises(httpx2.HTTPError):
                 await waiting

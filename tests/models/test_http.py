@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -21,13 +21,6 @@ from tests.models.conftest import KEY
 
 pytestmark = pytest.mark.asyncio
 TEXT = "Hello from the fault server."
-
-
-async def settled(condition: Callable[[], bool]) -> None:
-    """Wait for what the other side of a socket does."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def caught(call: Awaitable[Any]) -> BaseException:
@@ -91,7 +84,7 @@ async def test_closing_the_client_closes_its_connections(client: Any, server: Fa
     await client.complete(ask())
     assert server.open_connections == 1
     await client.aclose()
-    await settled(lambda: server.open_connections == 0)
+    await server.all_closed()
     await client.complete(ask())  # and a later request opens new ones
     assert server.connections == 2
 
@@ -103,7 +96,7 @@ async def test_a_stream_that_is_closed_early_lets_go_of_its_connection(
     stream = client.stream(ask())
     assert isinstance(await anext(stream), TextDelta)
     await stream.aclose()
-    await settled(lambda: server.open_connections == 0)
+    await server.all_closed()
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
 
@@ -120,12 +113,12 @@ async def test_a_cancelled_call_closes_its_connection(
 ) -> None:
     server.play(fault)
     task = asyncio.create_task(gather(client, ask()) if streamed else client.complete(ask()))
-    await settled(lambda: bool(server.requests))
+    await server.received()
     await asyncio.sleep(0.02)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await settled(lambda: server.open_connections == 0)
+    await server.all_closed()
     assert (await client.complete(ask())).text == TEXT
 
 
@@ -133,7 +126,7 @@ async def test_a_dropped_stream_is_closed_by_the_event_loop(client: Any, server:
     server.play(Fault.stall_after(1))
     async for _ in client.stream(ask()):
         break
-    await settled(lambda: server.open_connections == 0)
+    await server.all_closed()
 
 
 async def test_a_client_may_be_used_on_another_event_loop(server: FaultServer) -> None:
@@ -218,7 +211,7 @@ async def test_a_fault_in_mid_stream_leaves_the_text_so_far(
     assert error.executed is None
     assert words in str(error)
     assert text == TEXT[:12]
-    await settled(lambda: server.open_connections <= 1)
+    await server.all_closed()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +274,7 @@ async def test_a_server_that_lingers_after_the_end_is_not_waited_for(
     server.play(Fault(events=99, then="stall"))
     _, response = await gather(client, ask())
     assert response.text == TEXT
-    await settled(lambda: server.open_connections == 0)
+    await server.all_closed()
 
 
 async def test_a_connection_that_breaks_after_the_end_does_not_spoil_the_answer(

@@ -72,9 +72,10 @@ def test_an_event_that_never_ends_is_an_error() -> None:
 
 def test_lines_without_an_end_of_the_event_are_bounded_too() -> None:
     parser = ServerEvents(max_bytes=100)
+    for _ in range(10):
+        parser.feed(b"data: 0123456789\n")
     with pytest.raises(ValueError, match="longer than 100 bytes"):
-        for _ in range(100):
-            parser.feed(b"data: 0123456789\n")
+        parser.feed(b"data: 0123456789\n")
 
 
 def test_many_events_are_not_held_against_the_limit() -> None:
