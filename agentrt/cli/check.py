@@ -18,7 +18,6 @@ from agentrt.cli.terminal import Style, Terminal
 from agentrt.config import Config
 from agentrt.errors import AgentrtError, ConfigError
 from agentrt.hosting import Hosted, host
-from agentrt.limits import Limits
 from agentrt.models.credential import Credential
 from agentrt.models.local import Local
 from agentrt.models.local import _find as find_weights
@@ -54,6 +53,7 @@ Examples:
 @click.pass_obj
 def check(
     terminal: Terminal,
+    /,
     target: str,
     app_dir: str,
     factory: bool,
@@ -71,7 +71,6 @@ def check(
     config = findings.step("configuration", lambda: _config(terminal, configuration))
     loaded = findings.step("target", lambda: load_target(target, app_dir=app_dir))
     if config is not None and loaded is not None:
-        findings.ok("target", f"{target} is imported")
         _check_project(Project(loaded, config, factory), findings)
     _check_plugins(findings)
     findings.show(as_json=as_json)
@@ -97,7 +96,9 @@ class Findings:
         self.found.append(Finding("warning", about, text))
 
     def problem(self, about: str, text: str) -> None:
-        self.found.append(Finding("problem", about, text))
+        finding = Finding("problem", about, text)
+        if finding not in self.found:  # two steps may meet the same mistake
+            self.found.append(finding)
 
     def step(self, about: str, work: Callable[[], T]) -> T | None:
         """The result of `work`, or None if it fails, which is a problem then. Its warnings are noted, too."""
@@ -146,7 +147,9 @@ def _check_project(project: Project, findings: Findings) -> None:
     config = project.config
     places = sorted({setting.origin.partition(":")[0] for setting in config.settings()})
     findings.ok("configuration", f"from {', '.join(places)}" if places else "nothing is set: all defaults")
-    findings.step("limits", lambda: config.make(Limits, "run", "limits"))
+    findings.ok("target", f"{project.target.text} is imported")
+    for prefix in config.models:
+        findings.step("model", config.model(prefix).make)
     runtime = findings.step("runtime", lambda: make_runtime(project))
     hosted = findings.step("agent", lambda: host(project.target.value, factory=project.factory))
     if hosted is None or runtime is None:
@@ -159,12 +162,12 @@ def _check_project(project: Project, findings: Findings) -> None:
             findings.ok("model", model)
         else:
             findings.failed("model", error)
-    unused = [prefix for prefix in config.models if not any(m.startswith(f"{prefix}:") for m in models)]
-    for prefix in unused:
-        findings.step("model", config.model(prefix).make)
     pipelines = findings.step("pipelines", lambda: runtime.explain(hosted))
     if pipelines is not None:
         findings.ok("pipelines", f"{len(pipelines)}: {', '.join(name for name, _ in pipelines)}")
+        for name, pipeline in pipelines:
+            for problem in pipeline.problems():
+                findings.warning("pipelines", f"{name}: {problem}")
     if findings.step("secrets", config.secrets().make) is not None:
         findings.ok("secrets", f"from {config.secrets().name}")
     findings.ok("telemetry", ", ".join(name for name, _ in runtime.telemetry) or "none")
@@ -206,7 +209,7 @@ async def _check_model(runtime: Runtime, model: str) -> None:
         find_weights(name)
     credential = getattr(client, "_credential", None)
     if isinstance(credential, Credential):
-        credential.open(runtime)
+        credential.open(runtime._plugin_host)
         await credential.get()
 
 

@@ -11,6 +11,8 @@ handling of Ctrl-C want it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import signal
 import sys
 
@@ -27,7 +29,8 @@ PROMPT = "> "
 
 def converse(turns: Turns, terminal: Terminal) -> int:
     """Talk until the user has enough; returns the exit code."""
-    _load_readline()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # it gives `input` editing, and the lines typed before
     terminal.note(f"{turns.name}: Ctrl-C stops an answer, Ctrl-D ends the conversation.")
     with asyncio.Runner() as runner:
         try:
@@ -78,10 +81,3 @@ def _read_line(terminal: Terminal) -> str | None:
         terminal.say()
         return None
     return line.removesuffix("\n")
-
-
-def _load_readline() -> None:
-    try:
-        import readline  # noqa: F401 - it gives `input` editing and the lines typed before
-    except ImportError:
-        pass

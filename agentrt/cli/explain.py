@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
+from agentrt.call import Middleware
 from agentrt.cli.onion import Onion, Option, Pen, Stage, as_json, draw
 from agentrt.cli.project import make_runtime, open_project, project_options
 from agentrt.cli.report import OK
 from agentrt.cli.terminal import Terminal
 from agentrt.errors import ConfigError
 from agentrt.hosting import Hosted, host
-from agentrt.pipeline import Pipeline, StageDescription, stage_options
+from agentrt.order import Placed, stage_name
+from agentrt.pipeline import Pipeline, StageDescription
 from agentrt.runtime import Runtime
 
 __all__ = ["explain"]
@@ -49,6 +51,7 @@ Examples:
 @click.pass_obj
 def explain(
     terminal: Terminal,
+    /,
     kind: str | None,
     tool: str | None,
     every: bool,
@@ -63,7 +66,12 @@ def explain(
     opened = open_project(terminal, **project)
     runtime = make_runtime(opened)
     hosted = host(opened.target.value, factory=opened.factory)
-    onions = _chosen(_grouped(_onions(runtime, hosted, every=every or json_wanted)), hosted.name, kind, tool)
+    pipelines = runtime.explain(hosted)
+    for label, pipeline in pipelines:
+        for problem in pipeline.problems():
+            terminal.warning(f"{label}: {problem}")
+    onions = _grouped(_onions(pipelines, runtime, hosted, every=every or json_wanted))
+    onions = _chosen(onions, hosted.name, kind, tool)
     if json_wanted:
         terminal.line(as_json(onions, agent=hosted.name, target=opened.target.text))
         return OK
@@ -77,7 +85,9 @@ def explain(
 # --- from pipelines to onions --------------------------------------------------------------------------
 
 
-def _onions(runtime: Runtime, hosted: Hosted, *, every: bool) -> list[Onion]:
+def _onions(
+    pipelines: Sequence[tuple[str, Pipeline]], runtime: Runtime, hosted: Hosted, *, every: bool
+) -> list[Onion]:
     backends = [name for name, _ in runtime.telemetry]
     return [
         Onion(
@@ -88,7 +98,7 @@ def _onions(runtime: Runtime, hosted: Hosted, *, every: bool) -> list[Onion]:
             Option("deadline", pipeline.deadline, pipeline.sources.get("deadline", "default")),
             _stages(pipeline, backends, every=every),
         )
-        for label, pipeline in runtime.explain(hosted)
+        for label, pipeline in pipelines
     ]
 
 
@@ -105,16 +115,13 @@ def _stages(pipeline: Pipeline, backends: list[str], *, every: bool) -> list[Sta
         if described.name == "telemetry":
             options.insert(0, Option("backends", backends, "default"))
         used = getattr(stage, "is_used", True)
-        stages.append(Stage(described.name, options, _remark(described, is_used=used), used))
+        stages.append(Stage(described.name, options, _remark(stage, is_used=used), used))
     return stages[::-1]
 
 
 def _options(described: StageDescription, *, every: bool) -> list[Option]:
-    values = described.options
-    if "anchor" in values:  # a stage of the user's, at its place
-        values = stage_options(values["stage"])
     options = []
-    for name, value in values.items():
+    for name, value in described.options.items():
         source = described.sources.get(name, "default")
         if (described.name, name) in _INTERNAL and source == "default":
             continue
@@ -123,11 +130,10 @@ def _options(described: StageDescription, *, every: bool) -> list[Option]:
     return options
 
 
-def _remark(described: StageDescription, *, is_used: bool) -> str:
-    if "anchor" in described.options:
-        side = "outside" if described.options["outside"] else "inside"
-        return f"yours, {side} {described.options['anchor']}"
-    if described.name == "fallback" and not is_used:
+def _remark(stage: Middleware, *, is_used: bool) -> str:
+    if isinstance(stage, Placed):
+        return f"yours, {'outside' if stage.outside else 'inside'} {stage.anchor}"
+    if stage_name(stage) == "fallback" and not is_used:
         return "nothing to fall back to"
     return ""
 

@@ -1,4 +1,8 @@
-"""Log records and Python's warnings on stderr, in the same form as the rest of what a command says."""
+"""Log records and Python's warnings on stderr.
+
+A record is `LEVEL logger: message`, unlike what the command itself says (`error: ...`): a failure that was logged and
+got over must not look like the command's own.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ _STYLES: dict[int, Style] = {logging.WARNING: "yellow", logging.ERROR: "red", lo
 
 
 class _Handler(logging.Handler):
-    """Writes `level: message`; loggers that are not agentrt's are named, and from "info" down so is the time."""
+    """Writes `LEVEL logger: message`, with the time if records from "info" down are shown."""
 
     def __init__(self, terminal: Terminal, *, with_time: bool) -> None:
         super().__init__()
@@ -30,9 +34,7 @@ class _Handler(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         style = _STYLES.get(record.levelno, "dim")
-        level = self._terminal.style(f"{record.levelname.lower()}:", style)
-        name = "" if record.name.startswith("agentrt") else f"{record.name}: "
-        text = f"{level} {name}{super().format(record)}"
+        text = f"{self._terminal.style(record.levelname, style)} {record.name}: {super().format(record)}"
         return f"{self._time(record)} {text}" if self._with_time else text
 
     def _time(self, record: logging.LogRecord) -> str:

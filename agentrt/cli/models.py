@@ -98,8 +98,8 @@ def pull_weights(name: str, terminal: Terminal) -> None:
 
 def offer_weights(project: Project, terminal: Terminal) -> None:
     """On a terminal: if the agent's first model runs here and its weights are missing, offer to fetch them."""
-    declared = project.config.agent.models or getattr(project.target.value, "model", None) or ""
-    first = declared if isinstance(declared, str) else next(iter(declared), "")
+    declared = project.config.agent.models or getattr(project.target.value, "model", None)
+    first = declared[0] if isinstance(declared, list | tuple) and declared else declared
     if not isinstance(first, str) or not first.startswith(PREFIX) or not terminal.talks:
         return
     from agentrt.models import weights

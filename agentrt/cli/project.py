@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -155,8 +156,9 @@ def make_runtime(project: Project) -> Runtime:
         raise
     except Exception as error:
         raise UserCodeError(f"{place} failed") from error
-    if hasattr(made, "__await__"):
-        made.close()
+    if inspect.isawaitable(made):
+        if inspect.iscoroutine(made):
+            made.close()
         raise ConfigError(
             f"{place} must be a plain function: it is called before the event loop does any work"
         )

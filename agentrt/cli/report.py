@@ -17,9 +17,13 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from agentrt.cli.terminal import Terminal
 from agentrt.errors import AgentrtError, ConfigError, DeadlineExceeded, PluginError
+
+if TYPE_CHECKING:
+    from traceback import TracebackException
 
 __all__ = [
     "AGENT_ERROR",
@@ -137,26 +141,25 @@ def traceback_lines(error: BaseException, *, full: bool) -> list[str]:
 
     formatted = traceback.TracebackException.from_exception(error)
     if not full:
-        _trim(formatted, error, set())
+        _trim(formatted, error)
     return list(formatted.format())
 
 
-def _trim(formatted: object, error: BaseException | None, seen: set[int]) -> None:
+def _trim(formatted: TracebackException | None, error: BaseException | None) -> None:
     """Take the hidden frames out of a TracebackException, its causes and its members."""
-    if formatted is None or error is None or id(error) in seen:
+    if formatted is None or error is None:
         return
-    seen.add(id(error))
-    stack = formatted.stack  # type: ignore[attr-defined]
+    stack = formatted.stack
     own = [frame for frame in stack if not is_hidden(frame.filename)]
     if own and (not stack or not is_hidden(stack[-1].filename) or _is_importing(stack[-1].filename)):
         stack[:] = own
     elif isinstance(error, SyntaxError):
         stack[:] = own  # the file and line of the mistake stand below the stack
-    _trim(formatted.__cause__, error.__cause__, seen)
-    _trim(formatted.__context__, error.__context__, seen)
+    _trim(formatted.__cause__, error.__cause__)
+    _trim(formatted.__context__, error.__context__)
     members = getattr(error, "exceptions", None)
     for inner, member in zip(getattr(formatted, "exceptions", None) or (), members or (), strict=False):
-        _trim(inner, member, seen)
+        _trim(inner, member)
 
 
 def _has_hidden_frames(error: BaseException) -> bool:
@@ -175,7 +178,8 @@ def _files(traceback: TracebackType | None) -> list[str]:
 
 def is_hidden(filename: str) -> bool:
     """Whether a frame of this file is agentrt's or the import system's."""
-    return filename.startswith(_OWN) or _is_importing(filename)
+    # The coroutines of the composer are made from source, and their file is called "<agentrt ...>".
+    return filename.startswith((_OWN, "<agentrt ")) or _is_importing(filename)
 
 
 def _is_importing(filename: str) -> bool:

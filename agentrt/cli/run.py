@@ -37,6 +37,7 @@ Examples:
 @click.pass_obj
 def run(
     terminal: Terminal,
+    /,
     message: tuple[str, ...],
     stream: bool,
     jsonl: bool,

@@ -55,13 +55,13 @@ class Screen:
                     f"ended without {pattern!r}: {self.text[self._seen :]!r}"
                 )
 
-    def type(self, text: str) -> None:
+    def send(self, text: str) -> None:
         os.write(self._primary, text.encode())
 
     def press(self, key: str) -> None:
         """A letter together with Ctrl."""
         time.sleep(0.1)  # readline does not notice a signal that comes while it still handles the last key
-        self.type(chr(ord(key) & 0x1F))
+        self.send(chr(ord(key) & 0x1F))
 
     def end(self) -> int:
         """Wait until the process has ended; its exit code."""

@@ -60,11 +60,11 @@ def test_it_answers_until_the_end_of_input(folder: Path) -> None:
     with screen(folder, "chatty:count") as terminal:
         begin = terminal.wait_for(r"> $")
         assert begin == "count: Ctrl-C stops an answer, Ctrl-D ends the conversation.\n> "
-        terminal.type("hello\n")
+        terminal.send("hello\n")
         assert terminal.wait_for(PROMPT) == "hello\nturn 1\n> "
-        terminal.type("   \n")
+        terminal.send("   \n")
         terminal.wait_for(PROMPT)
-        terminal.type("again\n")
+        terminal.send("again\n")
         assert terminal.wait_for(PROMPT) == "again\nturn 2\n> "
         terminal.press("d")
         assert terminal.end() == 0
@@ -73,13 +73,13 @@ def test_it_answers_until_the_end_of_input(folder: Path) -> None:
 def test_text_is_shown_as_it_comes_and_ctrl_c_stops_the_answer(folder: Path) -> None:
     with screen(folder, "chatty:slow") as terminal:
         terminal.wait_for(r"> $")
-        terminal.type("one two three four five six seven eight nine ten\n")
+        terminal.send("one two three four five six seven eight nine ten\n")
         terminal.wait_for("<two>")
         terminal.press("c")
         stopped = terminal.wait_for(PROMPT)
         assert "stopped\n" in stopped
         assert "<ten>" not in stopped
-        terminal.type("more\n")
+        terminal.send("more\n")
         assert "<more>" in terminal.wait_for(PROMPT)
         terminal.press("d")
         assert terminal.end() == 0
@@ -88,17 +88,17 @@ def test_text_is_shown_as_it_comes_and_ctrl_c_stops_the_answer(folder: Path) -> 
 def test_ctrl_c_at_the_prompt_clears_the_line_and_a_second_one_quits(folder: Path) -> None:
     with screen(folder, "chatty:count") as terminal:
         terminal.wait_for(r"> $")
-        terminal.type("unfinished")
+        terminal.send("unfinished")
         terminal.wait_for("unfinished")
         terminal.press("c")
         terminal.wait_for(r"Ctrl-C again quits, Ctrl-D ends the conversation.\n> $")
-        terminal.type("hello\n")
+        terminal.send("hello\n")
         assert "turn 1" in terminal.wait_for(PROMPT)
-        terminal.type("x")
+        terminal.send("x")
         terminal.wait_for("x")
         terminal.press("c")
         terminal.wait_for(PROMPT)
-        terminal.type("y")
+        terminal.send("y")
         terminal.wait_for("y")
         terminal.press("c")
         assert terminal.end() == 130
@@ -107,7 +107,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_a_second_one_quits(folder: Pat
 def test_a_failed_turn_is_told_and_the_conversation_goes_on(folder: Path) -> None:
     with screen(folder, "chatty:failing") as terminal:
         terminal.wait_for(r"> $")
-        terminal.type("hello\n")
+        terminal.send("hello\n")
         assert "error: failing failed: ValueError: not today\n" in terminal.wait_for(PROMPT)
         terminal.press("d")
         assert terminal.end() == 0
@@ -120,9 +120,9 @@ def test_tool_calls_are_mentioned_and_the_history_is_kept(folder: Path) -> None:
     )
     with screen(folder, "chatty:Bot") as terminal:
         terminal.wait_for(r"> $")
-        terminal.type("1 + 2?\n")
+        terminal.send("1 + 2?\n")
         assert '\n  add {"a":1,"b":2}\nthree\n' in terminal.wait_for(PROMPT)
-        terminal.type("x?\n")
+        terminal.send("x?\n")
         assert "\n  add failed: " in terminal.wait_for(PROMPT)
         terminal.press("d")
         assert terminal.end() == 0
@@ -131,7 +131,7 @@ def test_tool_calls_are_mentioned_and_the_history_is_kept(folder: Path) -> None:
 def test_sigterm_at_the_prompt_ends_with_143(folder: Path) -> None:
     with screen(folder, "chatty:count") as terminal:
         terminal.wait_for(r"> $")
-        terminal.type("hello\n")
+        terminal.send("hello\n")
         terminal.wait_for(PROMPT)
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.end() == 143
@@ -140,7 +140,7 @@ def test_sigterm_at_the_prompt_ends_with_143(folder: Path) -> None:
 def test_sigterm_during_an_answer_lets_it_finish_and_ends_with_143(folder: Path) -> None:
     with screen(folder, "chatty:slow") as terminal:
         terminal.wait_for(r"> $")
-        terminal.type("one two three\n")
+        terminal.send("one two three\n")
         terminal.wait_for("<one>")
         terminal.process.send_signal(signal.SIGTERM)
         terminal.wait_for("<three>")
@@ -156,7 +156,7 @@ def test_jsonl_is_not_for_a_conversation(folder: Path) -> None:
 def test_answers_that_go_elsewhere_leave_the_prompt_on_the_terminal(folder: Path) -> None:
     with screen(folder, "chatty:count", stdout=folder / "answers") as terminal:
         terminal.wait_for(r"> $")
-        terminal.type("hello\n")
+        terminal.send("hello\n")
         assert terminal.wait_for(PROMPT) == "hello\n> "
         terminal.press("d")
         assert terminal.end() == 0

@@ -267,10 +267,10 @@ def test_logs_go_to_stderr_from_the_level_on_that_is_configured(project: Path) -
         "    return message\n"
     )
     quiet = agentrt("run", "chatty:chatty", "hi", cwd=project)
-    assert (quiet.out, quiet.err) == ("hi\n", "warning: library: from a library\n")
+    assert (quiet.out, quiet.err) == ("hi\n", "WARNING library: from a library\n")
     loud = agentrt("run", "chatty:chatty", "hi", "--set", "log.level=info", cwd=project)
     assert loud.out == "hi\n"
-    assert " info: from the agent\n" in loud.err
+    assert " INFO agentrt.run: from the agent\n" in loud.err
 
 
 def test_a_limit_ends_the_run_with_exit_code_1(project: Path) -> None:

@@ -1,0 +1,144 @@
+"""`agentrt check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agentrt import plugins
+from tests.cli.conftest import Command
+
+
+def lines(out: str) -> list[tuple[str, str, str]]:
+    """State, subject and text of each line."""
+    return [tuple(line.split(None, 2)) for line in out.splitlines()]  # type: ignore[misc]
+
+
+def test_all_is_well(command: Command) -> None:
+    ended = command("check", "agents:Bot")
+    assert (ended.code, ended.err) == (0, "")
+    found = {about: text for state, about, text in lines(ended.out) if state == "ok"}
+    assert found["target"] == "agents:Bot is imported"
+    assert found["configuration"] == "nothing is set: all defaults"
+    assert found["agent"] == "Bot"
+    assert found["model"] == "scripted:echo"
+    assert found["pipelines"] == "4: model, memory, secret, call"
+    assert {state for state, *_ in lines(ended.out)} == {"ok"}
+
+
+def test_every_problem_is_found_at_once(project: Path, command: Command) -> None:
+    ended = command("check", "agents:Bot", "-m", "openai:gpt-5", "-m", "nope:x", "-m", "scripted:echo")
+    assert ended.code == 2
+    problems = [text for state, _, text in lines(ended.out) if state == "problem"]
+    assert problems[0] == "openai: there is no API key: set OPENAI_API_KEY, or api_key in [models.openai]"
+    assert problems[1].startswith("there is no plugin 'nope' in the group agentrt.models")
+    assert ("ok", "model", "scripted:echo") in lines(ended.out)
+    assert ended.err.endswith("problems found\n")
+
+
+def test_a_mistake_in_the_configuration_does_not_hide_one_in_the_target(command: Command) -> None:
+    ended = command("check", "agents:Bott", "--set", "run.timeout=soon")
+    assert ended.code == 2
+    assert [(state, about) for state, about, _ in lines(ended.out)][:2] == [
+        ("problem", "configuration"),
+        ("problem", "target"),
+    ]
+    assert "did you mean agents:Bot?" in ended.out
+    assert ended.err == "error: 2 problems found\n"
+
+
+def test_options_that_only_show_when_something_is_made(project: Path, command: Command) -> None:
+    (project / "agentrt.toml").write_text(
+        "[run.limits]\nsteps = -1\n[models.openai]\nbase_url = 'nonsense'\n"
+    )
+    ended = command("check", "agents:Bot")
+    problems = {about: text for state, about, text in lines(ended.out) if state == "problem"}
+    assert problems["runtime"].startswith("agentrt.toml:2: ")
+    assert "https://host/path" in problems["model"]
+    (project / "agentrt.toml").write_text("[pipeline.retry]\nmax_attempts = 0\n")
+    ended = command("check", "agents:Bot")
+    assert ended.code == 2
+    assert "agentrt.toml:2: [pipeline.retry] max_attempts must be a whole number" in ended.out
+
+
+def test_a_key_that_is_there_and_one_by_reference(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    assert command("check", "agents:OpenBot").code == 0
+    monkeypatch.setenv("OPENAI_API_KEY", "secret://env/MY_KEY")
+    ended = command("check", "agents:OpenBot")
+    assert ended.code == 2
+    assert "MY_KEY is not set" in ended.out
+    monkeypatch.setenv("MY_KEY", "x")
+    assert command("check", "agents:OpenBot").code == 0
+
+
+def test_weights_that_are_missing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentrt.models.weights.find", lambda name: None)
+    ended = command("check", "agents:Bot", "-m", "local:smollm2")
+    assert ended.code == 2
+    assert "agentrt models pull smollm2" in ended.out
+
+
+def test_a_bug_in_the_users_module_is_one_line_and_its_traceback(project: Path, command: Command) -> None:
+    (project / "broken.py").write_text("import agents\n1 / 0\n")
+    ended = command("check", "broken:X")
+    assert ended.code == 2
+    assert ("problem", "target", "cannot import broken: ZeroDivisionError: division by zero") in lines(
+        ended.out
+    )
+    assert f'File "{project}/broken.py", line 2' in ended.err
+    assert "importlib" not in ended.err
+
+
+def test_an_agent_without_run_and_one_that_cannot_be_made(project: Path, command: Command) -> None:
+    ended = command("check", "agents:NoRun")
+    assert "the class NoRun has no method `run`" in ended.out
+    (project / "unmade.py").write_text(
+        "class Unmade:\n    def __init__(self): {}['key']\n    async def run(self, message): ...\n"
+    )
+    ended = command("check", "unmade:Unmade")
+    assert ended.code == 2
+    assert ("problem", "agent", "KeyError: 'key'") in lines(ended.out)
+
+
+def test_an_order_that_cannot_work_is_a_warning(project: Path, command: Command) -> None:
+    ended = command("check", "agents:Bot", "--set", "pipeline.model.timeout.attempt=500")
+    assert ended.code == 0
+    (warning,) = [text for state, about, text in lines(ended.out) if state == "warning"]
+    assert warning.startswith("model: a first retry could never start")
+
+
+def test_tools_are_checked(project: Path, command: Command) -> None:
+    (project / "tooled.py").write_text(
+        "from agentrt import Agent\n"
+        "async def add(a: int, b: int) -> int: ...\n"
+        "async def weird(a: object) -> int: ...\n"
+        "class Good(Agent):\n    model = 'scripted:echo'\n    tools = [add]\n"
+        "class Bad(Agent):\n    model = 'scripted:echo'\n    tools = [add, weird]\n"
+    )
+    assert ("ok", "agent", "Good, with 1 tool") in lines(command("check", "tooled:Good").out)
+    ended = command("check", "tooled:Bad")
+    assert ended.code == 2
+    assert "tool 'weird'" in ended.out
+
+
+def test_a_broken_plugin_that_nobody_uses_is_a_warning(project: Path, command: Command) -> None:
+    (project / "acme-1.2.dist-info").mkdir()
+    (project / "acme-1.2.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: acme\nVersion: 1.2\n"
+    )
+    (project / "acme-1.2.dist-info" / "entry_points.txt").write_text("[agentrt.models]\nacme = acme:Client\n")
+    (project / "acme.py").write_text("raise OSError('no licence')\n")
+    plugins.forget()
+    ended = command("check", "agents:Bot")
+    plugins.forget()
+    assert ended.code == 0
+    wanted = "acme of acme 1.2, group agentrt.models: broken: OSError: no licence"
+    assert ("warning", "plugins", wanted) in lines(ended.out)
+
+
+def test_json(command: Command) -> None:
+    findings = json.loads(command("check", "agents:Bot", "--json").out)
+    assert {"state": "ok", "about": "model", "text": "scripted:echo"} in findings
