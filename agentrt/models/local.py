@@ -22,6 +22,7 @@ from agentrt.models.protocol import ModelRequest, ModelResponse, StreamItem
 __all__ = ["Local"]
 
 STOP_SECONDS = 2.0
+LAST_SECONDS = 0.5
 SHOWN_CHARACTERS = 800
 
 
@@ -59,16 +60,23 @@ class Local:
 
     async def complete(self, request: ModelRequest, /) -> ModelResponse:
         """One whole answer."""
-        client = await self._client(request.model)
-        return await client.complete(self._bounded(request))
+        server = await self._server(request.model)
+        try:
+            return await server.client.complete(self._bounded(request))
+        except TransientError as error:
+            await _explain(error, server, request.model)
+            raise
 
     async def stream(self, request: ModelRequest, /) -> AsyncGenerator[StreamItem, None]:
         """The answer piece by piece, `Finished` last."""
-        client = await self._client(request.model)
-        items = client.stream(self._bounded(request))
+        server = await self._server(request.model)
+        items = server.client.stream(self._bounded(request))
         try:
             async for item in items:
                 yield item
+        except TransientError as error:
+            await _explain(error, server, request.model)
+            raise
         finally:
             await items.aclose()
 
@@ -88,8 +96,8 @@ class Local:
         settings = msgspec.structs.replace(request.settings, max_tokens=self._max_tokens)
         return msgspec.structs.replace(request, settings=settings)
 
-    async def _client(self, model: str) -> OpenAI:
-        """The client of the model's server, which is started if need be; a cancelled caller leaves that to others."""
+    async def _server(self, model: str) -> _Server:
+        """The model's server, which is started if need be; a cancelled caller leaves that to others."""
         starting = self._servers.get(model)
         loop = asyncio.get_running_loop()
         if starting is None or starting.get_loop() is not loop or _is_over(starting):
@@ -99,7 +107,7 @@ class Local:
             )
             # Nobody may be left to hear of a failure; the next request sees it too, and starts anew.
             starting.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return (await asyncio.shield(starting)).client
+        return await asyncio.shield(starting)
 
     async def _start(self, model: str, previous: asyncio.Task[_Server] | None) -> _Server:
         if previous is not None and not previous.cancelled() and previous.exception() is None:
@@ -151,6 +159,23 @@ def _is_over(starting: asyncio.Task[_Server]) -> bool:
     if starting.cancelled() or starting.exception() is not None:
         return True
     return starting.result().process.returncode is not None
+
+
+async def _explain(error: TransientError, server: _Server, model: str) -> None:
+    """If a request failed because the server ended, raise an error that says so."""
+    if error.__cause__ is None:
+        return  # the server itself answered with an error
+    try:
+        # The connection broke first: the kernel closes the sockets of a dying process, then it tells the parent.
+        async with asyncio.timeout(LAST_SECONDS):
+            status = await server.process.wait()
+    except TimeoutError:
+        return
+    raise TransientError(
+        f"local:{model}: its server ended with status {status} before the answer was whole; "
+        "the next request starts another",
+        executed=error.executed,
+    ) from error
 
 
 def _find(model: str) -> str:

@@ -295,7 +295,10 @@ class FaultServer:
             body = fault.body
             if body is None:
                 body = wire.error(fault.status, fault.message, type=fault.type, code=fault.code)
-            _send(writer, fault.status, body, fault.content_type or "application/json", fault.headers)
+            kind = fault.content_type or "application/json"
+            if fault.events is not None:
+                return await _half(fault.status, body, kind, fault, reader, writer)
+            _send(writer, fault.status, body, kind, fault.headers)
             return True
         asked = request.json
         if asked.get("stream"):
@@ -321,10 +324,7 @@ class FaultServer:
         if fault.then in ("error", "garbage", "end"):
             _send(writer, 200, body, "application/json", fault.headers)
             return True
-        # The head promises the whole body, of which the half comes.
-        writer.write(_head(200, "application/json", fault.headers, length=len(body)) + body[: len(body) // 2])
-        await writer.drain()
-        return await _break_off(fault, reader, writer)
+        return await _half(200, body, "application/json", fault, reader, writer)
 
     async def _stream(
         self,
@@ -407,6 +407,21 @@ def _up_to(events: list[bytes], pieces: int) -> list[bytes]:
         seen += is_text
         kept.append(event)
     return kept
+
+
+async def _half(
+    status: int,
+    body: bytes,
+    content_type: str,
+    fault: Fault,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> bool:
+    """The head promises the whole body, of which the half comes."""
+    head = _head(status, content_type, fault.headers, length=len(body))
+    writer.write(head + body[: len(body) // 2])
+    await writer.drain()
+    return await _break_off(fault, reader, writer)
 
 
 async def _break_off(fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agentrt.clock import SystemClock
 from agentrt.errors import ConfigError, PermanentError, ThrottledError, TransientError
 from agentrt.models.anthropic import Anthropic
 from agentrt.models.protocol import (
@@ -239,6 +240,20 @@ async def test_a_missing_key_says_which_variable_to_set(monkeypatch: pytest.Monk
     with pytest.raises(PermanentError, match=r"there is no API key: set ANTHROPIC_API_KEY") as caught:
         await anext(Anthropic().stream(ask()))
     assert caught.value.fault == "target"
+
+
+async def test_a_key_may_be_a_reference(server: FaultServer) -> None:
+    class Vault:
+        clock = SystemClock()
+
+        async def secret(self, reference: str, /) -> str:
+            return f"value of {reference}".replace(" ", "-")
+
+    client = Anthropic(base_url=server.anthropic_url, api_key="secret://claude")
+    await client.open(Vault())
+    await client.complete(ask())
+    assert server.requests[0].headers["x-api-key"] == "value-of-secret://claude"
+    await client.aclose()
 
 
 async def test_names_tell_hosts_and_credentials_apart() -> None:

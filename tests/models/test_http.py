@@ -286,6 +286,15 @@ async def test_a_connection_that_breaks_after_the_end_does_not_spoil_the_answer(
         assert (await gather(client, ask()))[1].text == TEXT
 
 
+async def test_an_error_whose_body_breaks_off_is_judged_by_its_status(
+    client: Any, server: FaultServer
+) -> None:
+    server.play(Fault(status=429, headers={"Retry-After": "2"}, events=0, then="close"))
+    error = await caught(client.complete(ask()))
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after == 2.0
+
+
 async def test_an_answer_without_end_is_refused(
     client: Any, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +394,25 @@ async def test_a_certificate_that_is_not_accepted_says_what_to_do() -> None:
     assert "(self-signed certificate): if its authority is your own, set SSL_CERT_FILE" in http._cause(
         provider, error
     )
+
+
+async def test_a_cause_is_found_wherever_it_hides() -> None:
+    provider = OpenAI(api_key="")._provider
+    try:
+        try:
+            raise ExceptionGroup("connect", [ValueError(), ConnectionRefusedError()])
+        except ExceptionGroup as group:
+            raise OSError("All connection attempts failed") from group
+    except OSError as error:
+        hidden = error
+    assert "it was refused" in http._cause(provider, hidden)
+    quiet = Exception()
+    quiet.__context__ = OSError(113, "No route to host")
+    assert http._cause(provider, quiet).startswith("No route to host: check OPENAI_BASE_URL")
+    loop = Exception()
+    loop.__cause__ = other = ValueError()
+    other.__context__ = loop
+    assert http._plain(loop) == "Exception"
 
 
 async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(

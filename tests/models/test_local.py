@@ -21,6 +21,7 @@ from agentrt.models.anthropic import Anthropic
 from agentrt.models.local import Local
 from agentrt.models.openai import OpenAI
 from agentrt.models.protocol import Message, Settings, TextDelta, ToolCallDelta
+from agentrt.testing.fault_server import Fault, FaultServer
 from tests.models.asking import WEATHER, ask, gather, text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -178,13 +179,27 @@ async def test_killed_in_mid_stream_it_fails_after_the_text_so_far_and_starts_ag
             assert isinstance(item, TextDelta)
             text += item.text
     except TransientError as error:
-        assert "broke in the middle of the answer" in str(error)  # noqa: PT017
+        assert "local:smollm2: its server ended with status -9" in str(error)  # noqa: PT017
+        assert error.executed is None  # noqa: PT017
     else:
         raise AssertionError("the stream ended as if nothing had happened")
     assert text
     assert await first.wait() == -signal.SIGKILL
     assert (await own.complete(question())).text
     assert (await process_of(own)).pid != first.pid
+
+
+async def test_a_server_that_died_unseen_is_told_and_replaced(own: Local) -> None:
+    url = await url_of(own)
+    process = await process_of(own)
+    os.kill(process.pid, signal.SIGSTOP)  # so that it takes the request, but does not answer
+    waiting = asyncio.create_task(own.complete(question()))
+    await asyncio.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    with pytest.raises(TransientError, match="its server ended with status -9") as caught:
+        await waiting
+    assert url.removeprefix("http://") in str(caught.value.__cause__)
+    assert (await own.complete(question())).text
 
 
 async def test_many_first_requests_start_one_server(own: Local) -> None:
@@ -299,6 +314,32 @@ async def test_a_caller_that_is_gone_leaves_no_lost_error(monkeypatch: pytest.Mo
         await asyncio.wait_for(client.complete(question()), 0.05)
     await asyncio.wait(client._servers.values())
     await client.aclose()
+
+
+async def test_an_error_of_a_server_that_lives_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultServer(default=Fault.http(500, "no slot")) as server:
+        line = f"""print('{{"url": "{server.url}"}}', flush=True)"""
+        fake_server(monkeypatch, f"import time; {line}; time.sleep(60)")
+        client = Local()
+        with pytest.raises(TransientError, match="HTTP 500: no slot"):
+            await client.complete(question())
+        with pytest.raises(TransientError, match="HTTP 500: no slot"):
+            await gather(client, question())
+        await client.aclose()
+
+
+async def test_closing_leaves_alone_what_belongs_to_an_event_loop_that_is_gone() -> None:
+    client = Local()
+
+    async def forgetful() -> None:
+        await client.complete(question())
+        server = await client._servers["smollm2"]
+        await server.aclose()  # for the sake of this test's warnings: a forgetful program would not
+
+    await asyncio.to_thread(asyncio.run, forgetful())
+    assert list(client._servers) == ["smollm2"]
+    await client.aclose()
+    assert not client._servers
 
 
 # --- what is missing -----------------------------------------------------------------------------------
