@@ -125,13 +125,17 @@ def streams(place: Place) -> str:
     return f"{kinds.count('text_delta')} pieces"
 
 
-@line("an agent with two tools is offered both to the model")
+@line("the model calls one of two tools and answers from its result")
 def two_tools(place: Place) -> str:
-    done = place.agentrt("explain", ASSISTANT)
+    done = place.agentrt("run", "--jsonl", ASSISTANT, "Use the tool add to add the numbers 2 and 3.")
     expect(done.returncode == 0, done.stderr)
-    tools = sorted(set(re.findall(r"tool:(\w+)", done.stdout)))
-    expect(tools == ["add", "days_until"], done.stdout)
-    return ", ".join(tools)
+    events = [json.loads(text) for text in done.stdout.splitlines()]
+    started = [event for event in events if event["type"] == "tool_started"]
+    finished = [event for event in events if event["type"] == "tool_finished"]
+    # A model this small may choose oddly; what counts is that calls are made, run and answered.
+    expect(len(started) >= 1 and len(started) == len(finished), [event["type"] for event in events])
+    expect(events[-1]["type"] == "run_finished", events[-1])
+    return f"{started[0]['tool']}({started[0]['arguments']}), then {events[-1]['output']!r}"
 
 
 # --- any OpenAI-compatible server ----------------------------------------------------------------------
