@@ -55,17 +55,17 @@ def names_in_file(path: str) -> list[str]:
             tree = ast.parse(file.read())
     except (OSError, SyntaxError, ValueError):
         return []
-    names = []
+    classes, functions = [], []
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             has_run = any(isinstance(item, ast.AsyncFunctionDef) and item.name == "run" for item in node.body)
             if has_run or any("Agent" in ast.unparse(base) for base in node.bases):
-                names.append(node.name)
+                classes.append(node.name)
         elif isinstance(node, ast.AsyncFunctionDef) and not node.decorator_list and node.name[:1] != "_":
             parameters = [argument.arg for argument in [*node.args.posonlyargs, *node.args.args]]
             if len(set(parameters) - set(CONTEXT_NAMES)) == 1:
-                names.append(node.name)
-    return names
+                functions.append(node.name)
+    return classes + functions  # a function may just as well be meant for something else
 
 
 def similar_to(name: str, names: list[str]) -> str | None:
