@@ -122,6 +122,25 @@ async def test_a_cancelled_call_closes_its_connection(
     assert (await client.complete(ask())).text == TEXT
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_call_cancelled_at_any_await_leaves_nothing_behind(
+    client: Any, server: FaultServer, streamed: bool
+) -> None:
+    outcomes: set[bool] = set()
+    for steps in range(80):
+        task = asyncio.create_task(gather(client, ask()) if streamed else client.complete(ask()))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        outcomes.add(task.cancelled())
+        assert task.cancelled() or task.exception() is None
+    assert True in outcomes
+    assert (await client.complete(ask())).text == TEXT
+    await client.aclose()
+    await server.all_closed()
+
+
 async def test_a_dropped_stream_is_closed_by_the_event_loop(client: Any, server: FaultServer) -> None:
     server.play(Fault.stall_after(1))
     async for _ in client.stream(ask()):
