@@ -143,6 +143,33 @@ def test_signals_while_a_module_is_imported_or_stdin_is_read(project: Path, laun
         assert end(process) == (code, "", "")
 
 
+def test_signals_while_the_agent_is_opened_or_closed(project: Path, launch: Start) -> None:
+    (project / "opening.py").write_text(
+        "import asyncio, sys\n"
+        "class Opening:\n"
+        "    async def __aenter__(self):\n"
+        "        print('began', file=sys.stderr, flush=True)\n"
+        "        await asyncio.sleep(30)\n"
+        "    async def __aexit__(self, *error): ...\n"
+        "    async def run(self, message): ...\n"
+        "class Closing:\n"
+        "    async def __aenter__(self): ...\n"
+        "    async def __aexit__(self, *error):\n"
+        "        print('began', file=sys.stderr, flush=True)\n"
+        "        await asyncio.sleep(4)\n"
+        "    async def run(self, message):\n"
+        "        return message\n"
+    )
+    process = launch("run", "opening:Opening", "x")
+    begin(process)
+    process.send_signal(signal.SIGINT)
+    assert end(process) == (130, "", "")
+    process = launch("run", "opening:Closing", "x")
+    begin(process)
+    process.send_signal(signal.SIGINT)
+    assert end(process) == (130, "x\n", "")
+
+
 def test_a_signal_that_was_ignored_from_the_start_stays_ignored(project: Path) -> None:
     (project / "signalling.py").write_text(
         "import asyncio, os, signal\n"
