@@ -1,6 +1,7 @@
 """HTTP for the model clients: one pool of connections per client, and every failure as one of our errors.
 
-httpx2 is imported when the first request is made. It never retries, follows no redirect and has no timeout of its own
+httpx2 is imported when the first request is made, in a thread: with the certificates that takes a tenth of a second,
+for which the event loop would stand still. It never retries, follows no redirect and has no timeout of its own
 here: the pipeline's timers cancel, and a cancelled or early closed request takes its connection down with it.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import errno
 import socket
 import ssl
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -56,6 +58,31 @@ def host_of(url: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class _Loaded:
+    """What is loaded once in a process: httpx2, and the certificates, for the first client that speaks TLS."""
+
+    def __init__(self) -> None:
+        self.certificates: ssl.SSLContext | None = None
+        self._done = False
+        self._lock = threading.Lock()
+
+    def serves(self, tls: bool) -> bool:
+        return self._done and (self.certificates is not None or not tls)
+
+    def load(self, tls: bool) -> None:
+        """Load what is missing. Blocks."""
+        with self._lock:
+            import httpx2
+
+            httpx2.AsyncHTTPTransport(verify=False)  # it imports the half of its code only when it is made
+            if tls and self.certificates is None:
+                self.certificates = httpx2.create_ssl_context()
+            self._done = True
+
+
+_LOADED = _Loaded()
+
+
 class Http:
     """Sends requests to one URL of one provider.
 
@@ -89,7 +116,8 @@ class Http:
                 **{name.lower(): value for name, value in headers.items()},
             }
         )
-        self.reuse_after_stream = url.startswith("https:")
+        self._tls = url.startswith("https:")
+        self.reuse_after_stream = self._tls
         self._client: httpx2.AsyncClient | None = None
         self._target: httpx2.URL | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -133,7 +161,11 @@ class Http:
             headers.append(self._authorization(key))
         client = self._client
         if client is None or self._loop is not asyncio.get_running_loop():
-            client = self._new_client()
+            if not _LOADED.serves(self._tls):
+                await asyncio.to_thread(_LOADED.load, self._tls)
+            client = self._client  # another request may have made it meanwhile
+            if client is None or self._loop is not asyncio.get_running_loop():
+                client = self._new_client()
         import httpx2
 
         assert self._target is not None
@@ -178,8 +210,8 @@ class Http:
 
         url = httpx2.URL(self._url)
         self._client = client = httpx2.AsyncClient(
-            # Loading the certificates takes some 50 ms, and over plain HTTP nothing would look at them.
-            verify=url.scheme == "https",
+            # Over plain HTTP nothing looks at certificates.
+            verify=(_LOADED.certificates or True) if self._tls else False,
             timeout=None,
             limits=httpx2.Limits(
                 max_connections=MAX_CONNECTIONS,

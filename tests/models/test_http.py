@@ -6,9 +6,16 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from agentrt.errors import ConfigError, PermanentError, ThrottledError, TransientError
 from agentrt.models import http
@@ -404,15 +411,59 @@ async def test_tls_to_a_server_that_does_not_speak_it_says_so() -> None:
     assert "TLS failed" in str(error)
 
 
-async def test_a_certificate_that_is_not_accepted_says_what_to_do() -> None:
-    cause = ssl.SSLCertVerificationError()
-    cause.verify_message = "self-signed certificate"
-    error = Exception("connect")
-    error.__context__ = cause
-    provider = OpenAI(api_key="")._provider
-    assert "(self-signed certificate): if its authority is your own, set SSL_CERT_FILE" in http._cause(
-        provider, error
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """A server's context with a certificate for 127.0.0.1 that nobody vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
     )
+    file = folder / "server.pem"
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    file.write_bytes(
+        certificate.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_not_accepted(tmp_path: Path) -> None:
+    received: list[bytes] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.read(1))
+        writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0, ssl=self_signed(tmp_path)) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        client = OpenAI(base_url=f"https://127.0.0.1:{port}/v1", api_key=KEY)
+        error = await caught(client.complete(ask()))
+        await client.aclose()
+    assert isinstance(error, TransientError)
+    assert error.executed is False
+    assert "the certificate was not accepted (self-signed certificate)" in str(error)
+    assert "set SSL_CERT_FILE" in str(error)
+    assert received == []
+
+
+async def test_the_first_request_loads_in_a_thread_what_it_needs() -> None:
+    loaded = http._Loaded()
+    assert not loaded.serves(False)
+    await asyncio.to_thread(loaded.load, False)
+    assert loaded.serves(False)
+    assert not loaded.serves(True)
+    await asyncio.to_thread(loaded.load, True)
+    assert loaded.serves(True)
+    assert loaded.certificates is not None
+    assert loaded.certificates.verify_mode is ssl.CERT_REQUIRED
 
 
 async def test_a_cause_is_found_wherever_it_hides() -> None:
