@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import platform
 import sys
@@ -68,10 +69,12 @@ async def minima(
     rounds: int,
     rarely: Collection[str] = (),
     clock: Callable[[], int] = time.thread_time_ns,
+    collect: bool = False,
 ) -> dict[str, float]:
     """Nanoseconds of CPU time for one call of each case: its best round.
 
-    Cases named in `rarely` take part in every third round only: what takes long needs no finer figure.
+    Cases named in `rarely` take part in every third round only: what takes long needs no finer figure. `collect`: the
+    garbage of before is collected first, so that each case pays for its own, however often that is then due.
     """
     best = dict.fromkeys(cases, float("inf"))
     for repeat in cases.values():
@@ -81,6 +84,8 @@ async def minima(
         for name, repeat in cases.items():
             if number % 3 and name in rarely:
                 continue
+            if collect:
+                gc.collect()
             started = clock()
             await repeat(calls)
             # One turn of the loop, timed: whoever leaves cancelled timers behind pays for their removal.

@@ -130,7 +130,7 @@ async def measure_cpu(names: list[str], *, tasks: int, rounds: int) -> dict[str,
     for name, repeat in repeats.items():
         await count(name, callee, repeat, tasks)
     say("CPU time")
-    measured = await minima(repeats, calls=tasks, rounds=rounds, rarely=names)
+    measured = await minima(repeats, calls=tasks, rounds=rounds, rarely=names, collect=True)
     return in_units(measured, bare="bare", unit="timeout") | {
         "timeout_us": round((measured["timeout"] - measured["bare"]) / CALLS_EACH / 1000, 2)
     }
