@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from agentrt.call import Call
-from agentrt.errors import ConfigError, ResultRejected
+from agentrt.errors import ConfigError, PluginError, ResultRejected
 from agentrt.models.protocol import ModelClient, ModelRequest, visible
 from agentrt.schema import OutputError
 from agentrt.stream import Stream
@@ -43,7 +45,10 @@ class Clients:
             )
         client = self._given.get(prefix) or self._clients.get(prefix)
         if client is None:
-            client = self._clients[prefix] = self._make(prefix)
+            try:
+                client = self._clients[prefix] = self._make(prefix)
+            except PluginError as error:
+                raise PluginError(f'model "{target}": {error}') from error
         return client, model
 
     async def opened(self, target: str) -> tuple[ModelClient, str]:
@@ -77,15 +82,7 @@ class Clients:
         """What the pipeline calls for a model: one attempt on one target."""
         client, model = await self.opened(call.target)
         request: ModelRequest = call.request
-        asked = ModelRequest(
-            model,
-            request.messages,
-            request.tools,
-            request.output_schema,
-            request.output_name,
-            request.settings,
-            request.parse,
-        )
+        asked = replace(request, model=model)
         if call.stream:
             return await Stream.open(client.stream(asked), visible=visible)
         response = await client.complete(asked)

@@ -62,7 +62,7 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
         RUN.reset(token)
     if armed is not None:
         Timers.of(ctx.loop).disarm(armed)
-    result = RunResult(output, _as_text(output), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
+    result = RunResult(output, _as_text(output, ctx), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
     ctx.emit(
         events.RunFinished(
             run=ctx.id,
@@ -116,9 +116,14 @@ def _report_failure(ctx: Context, error: BaseException, seconds: float) -> None:
     )
 
 
-def _as_text(output: Any) -> str:
+def _as_text(output: Any, ctx: Context) -> str:
     if isinstance(output, str):
         return output
     if output is None:
         return ""
-    return encode_result(output, tool="the agent")
+    try:
+        return encode_result(output, tool=ctx.agent_name)
+    except ConfigError:
+        kind = type(output).__name__
+        ctx.warn(f"{ctx.agent_name} returned a {kind}, which has no JSON form; its text is str() of it")
+        return str(output)

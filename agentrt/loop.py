@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from agentrt import events
 from agentrt.context import Context, describe
 from agentrt.errors import (
@@ -47,9 +49,9 @@ async def converse(ctx: Context, agent: Agent, message: str | list[Part]) -> Any
     )
     while True:
         ctx.counters.step()
-        asked = _with_messages(request, [*before, *turn])
+        asked = replace(request, messages=[*before, *turn])
         response = await _ask(ctx, asked, targets)
-        turn.append(Message(role="assistant", content=response.text, tool_calls=list(response.tool_calls)))
+        turn.append(response.message())
         if not response.tool_calls:
             answer = _answer(ctx, request, response)
             ctx.session.messages.extend(turn)
@@ -91,18 +93,6 @@ def _system(agent: Agent, ctx: Context) -> list[Message]:
     instructions = agent.instructions
     text = instructions(ctx) if callable(instructions) else instructions
     return [Message(role="system", content=text)] if text else []
-
-
-def _with_messages(request: ModelRequest, messages: list[Message]) -> ModelRequest:
-    return ModelRequest(
-        request.model,
-        messages,
-        request.tools,
-        request.output_schema,
-        request.output_name,
-        request.settings,
-        request.parse,
-    )
 
 
 # --- tools ---------------------------------------------------------------------------------------------

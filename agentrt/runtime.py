@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import secrets as random_ids
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from msgspec.structs import asdict
 
 from agentrt import events
 from agentrt.agent import Agent
@@ -67,7 +69,7 @@ class Runtime:
         self.config = Config() if config is None else config
         # A mistake in the configuration is told at once, not by the first call that it concerns.
         self.config.check_stages(STAGES.values())
-        self._limits = self._configured_limits()
+        self.limits_of(None)
         self.own_process = own_process
         self._plugin_host = _Host(self)
         self._clients = Clients(self._make_client, self._plugin_host, given=models)
@@ -326,13 +328,13 @@ class Runtime:
         if parent is not None:
             counters, deadline, sink, streaming = parent.counters, parent.deadline, parent._sink, False
         else:
-            used = limits or getattr(hosted.subject, "limits", None) or self._limits
+            used = limits or self.limits_of(hosted.subject)
             counters = Counters(used)
             deadline = UNBOUNDED if used.seconds is None else now + used.seconds
         return Context(
             self,
             hosted.subject,
-            id=random_ids.token_hex(8),
+            id=os.urandom(8).hex(),
             agent_name=hosted.name,
             session=Session() if session is None else session,
             counters=counters,
@@ -343,11 +345,13 @@ class Runtime:
             parent=parent,
         )
 
-    def _configured_limits(self) -> Limits:
-        """The configured limits; [run] timeout is the deadline if [run.limits] has no seconds."""
-        return self.config.make(
-            Limits, "run", "limits", defaults={"seconds": self.config.run.timeout_or(None)}
-        )
+    def limits_of(self, agent: Any) -> Limits:
+        """The limits of an agent's runs: its own, and over them the configured ones. [run] timeout is the deadline
+        if [run.limits] has no seconds."""
+        own = getattr(agent, "limits", None) or Limits()
+        defaults = {**asdict(own), "seconds": self.config.run.timeout_or(own.seconds)}
+        return self.config.make(Limits, "run", "limits", defaults=defaults)
+
 
 
 class _Host:

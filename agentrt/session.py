@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import Any
 
 from msgspec import Struct, field
@@ -13,7 +13,7 @@ __all__ = ["Session"]
 
 
 def _new_id() -> str:
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 class Session(Struct, eq=False):

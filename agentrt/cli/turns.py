@@ -142,5 +142,4 @@ class Turns:
         """The limits of a turn, where `--timeout` changes them."""
         if self._timeout is None:
             return None
-        own: Limits | None = getattr(hosted.subject, "limits", None)
-        return replace(own or runtime.config.make(Limits, "run", "limits"), seconds=self._timeout)
+        return replace(runtime.limits_of(hosted.subject), seconds=self._timeout)

@@ -303,7 +303,8 @@ def test_a_broken_plugin(project: Path) -> None:
     says(
         ended,
         2,
-        "the plugin 'acme' of the group agentrt.models, from acme 1.2, cannot be loaded: OSError: no licence",
+        "model \"acme:best\": the plugin 'acme' of the group agentrt.models, from acme 1.2, cannot be loaded: "
+        "OSError: no licence",
     )
     assert agentrt("run", "agents:Bot", "hi", cwd=project).out == "hi\n"
 

@@ -460,3 +460,15 @@ async def test_concurrent_runs_do_not_mix() -> None:
         results = await asyncio.gather(*(runtime.run(agent, f"m{n}") for n in range(50)))
     assert [r.text for r in results] == [f"m{n} m{n}" for n in range(50)]
     assert len({r.run_id for r in results}) == 50
+
+
+async def test_what_a_provider_wants_back_stays_with_the_assistants_message() -> None:
+    thinking = ModelResponse(
+        tool_calls=[wants("weather", '{"city": "Oslo"}')],
+        finish="tool_calls",
+        continuation=[{"type": "thinking", "signature": "abc"}],
+    )
+    runtime, model = runtime_with(thinking, "done")
+    async with runtime:
+        await runtime.run(Assistant, "go")
+    assert model.requests[1].messages[2].continuation == [{"type": "thinking", "signature": "abc"}]

@@ -17,8 +17,10 @@ from agentrt import (
     Config,
     ConfigError,
     Context,
+    Limits,
     Next,
     PluginError,
+    RunLimitExceeded,
     Runtime,
     ThrottledError,
     TransientError,
@@ -286,6 +288,33 @@ async def test_closing_closes_what_was_opened_and_only_that() -> None:
     async with Runtime(models={"fake": Closing("ok")}) as rt:
         await rt.run(Assistant, "go")
     assert closed == []
+
+
+async def test_configured_limits_win_over_the_agents_own_and_leave_the_others() -> None:
+    class Limited(Assistant):
+        limits = Limits(tool_calls=1, model_calls=9)
+
+    again = [wants("weather", '{"city": "Oslo"}')]
+    config = Config({"run": {"limits": {"tool_calls": 2}}})
+    async with Runtime(config, models={"fake": FakeModel(*[again] * 9)}) as rt:
+        with pytest.raises(RunLimitExceeded, match="may use 2 tool calls"):
+            await rt.run(Limited, "go")
+        with pytest.raises(RunLimitExceeded, match="may use 1 model calls"):
+            await rt.run(Limited, "go", limits=Limits(model_calls=1))
+
+
+async def test_an_output_without_a_json_form_is_given_as_it_is_with_a_warning() -> None:
+    class Thing:
+        def __str__(self) -> str:
+            return "a thing"
+
+    async def agent(message: str) -> Thing:
+        return Thing()
+
+    async with Runtime() as rt, rt.stream(agent, "go") as run:
+        seen = [event async for event in run]
+    assert run.result.text == "a thing"
+    assert "returned a Thing, which has no JSON form" in seen[1].message
 
 
 async def test_two_agents_of_one_name_keep_their_own_stages() -> None:
