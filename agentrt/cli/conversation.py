@@ -18,6 +18,7 @@ import sys
 
 from agentrt.cli.output import Text
 from agentrt.cli.report import INTERRUPTED, OK, TERMINATED
+from agentrt.cli.signals import nothing_missed
 from agentrt.cli.terminal import Terminal
 from agentrt.cli.turns import Turns
 from agentrt.session import Session
@@ -45,7 +46,8 @@ def _talk(turns: Turns, terminal: Terminal, runner: asyncio.Runner) -> int:
     interrupted = False
     while True:
         try:
-            message = _read_line(terminal)
+            with nothing_missed():
+                message = _read_line(terminal)
         except KeyboardInterrupt:
             if interrupted:
                 terminal.say()

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from agentrt.cli.report import INTERRUPTED, TERMINATED
 
-__all__ = ["DRAIN_SECONDS", "Signals", "Terminated", "end_at_sigterm"]
+__all__ = ["DRAIN_SECONDS", "Signals", "Terminated", "end_at_sigterm", "nothing_missed"]
 
 DRAIN_SECONDS = 20.0
 """How long a run may go on after SIGTERM."""
@@ -118,6 +120,35 @@ def _die(number: int) -> None:
     """End as if there were no handler: the shell sees the signal, and nothing is cleaned up."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def nothing_missed() -> Generator[None, None, None]:
+    """For the time at a prompt: readline looks for signals and then waits for a key, and one that comes in between is
+    noticed only with the next key. So a thread sends it again until the main thread has seen it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)  # as signal.set_wakeup_fd wants it
+    over = threading.Event()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    main = threading.get_ident()
+
+    def resend() -> None:
+        while not over.is_set():
+            number = os.read(reader, 1)[0]
+            while number and not over.wait(0.1):
+                signal.pthread_kill(main, number)
+
+    watch = threading.Thread(target=resend, name="agentrt signals", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")
+        watch.join()
+        os.close(reader)
+        os.close(writer)
 
 
 class Terminated(BaseException):
