@@ -1,7 +1,7 @@
 """What happens in a run, as a stream of typed events.
 
-The terminal, JSON lines, the trace view and everything else that watches a run consume this one stream. Each event
-has the id of its run (a child run's events come through its parent's stream) and `at`, seconds since the stream's run started.
+The terminal, JSON lines, the trace view and everything else that watches a run consume this one stream. Each event has
+the id of its run (a child's events come through its parent's stream) and `at`, seconds since the first run started.
 """
 
 from __future__ import annotations

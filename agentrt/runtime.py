@@ -353,7 +353,6 @@ class Runtime:
         return self.config.make(Limits, "run", "limits", defaults=defaults)
 
 
-
 class _Host:
     """What a plugin's `open` gets."""
 

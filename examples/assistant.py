@@ -1,9 +1,9 @@
 """An agent with two tools, on a small model that runs on this machine.
 
-    agentrt run examples/assistant.py:Assistant "What is the capital of France?"
-    agentrt run examples/assistant.py:Assistant "Add 17 and 25."
-    agentrt run examples/assistant.py:Assistant                          # a conversation
-    agentrt run examples/assistant.py:Assistant --model openai:gpt-5-mini
+agentrt run examples/assistant.py:Assistant "What is the capital of France?"
+agentrt run examples/assistant.py:Assistant "Add 17 and 25."
+agentrt run examples/assistant.py:Assistant                          # a conversation
+agentrt run examples/assistant.py:Assistant --model openai:gpt-5-mini
 """
 
 from datetime import date

@@ -1,7 +1,7 @@
 """Fallback between models: the first one is down, the second answers, and the record says so.
 
-    agentrt run examples/fallback.py:Assistant "hello"
-    agentrt run --jsonl examples/fallback.py:Assistant "hello"      # why it came from there
+agentrt run examples/fallback.py:Assistant "hello"
+agentrt run --jsonl examples/fallback.py:Assistant "hello"      # why it came from there
 """
 
 from agentrt import Agent, TransientError

@@ -1,7 +1,7 @@
 """Memory that survives a restart: SQLite's full-text search in a file, no service.
 
-    agentrt run examples/memory.py:Notebook "remember: the cat is called Ada"
-    agentrt run examples/memory.py:Notebook "what is the cat called?"
+agentrt run examples/memory.py:Notebook "remember: the cat is called Ada"
+agentrt run examples/memory.py:Notebook "what is the cat called?"
 """
 
 from agentrt import Context

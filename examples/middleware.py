@@ -1,7 +1,7 @@
 """Middleware of your own: a function and an object, placed by name.
 
-    agentrt run examples/middleware.py:Assistant "hello"
-    agentrt explain examples/middleware.py:Assistant
+agentrt run examples/middleware.py:Assistant "hello"
+agentrt explain examples/middleware.py:Assistant
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The pipeline without a runtime: timeout, circuit breaker, retry and fallback around any async function.
 
-    python examples/pipeline_alone.py
+python examples/pipeline_alone.py
 """
 
 import asyncio

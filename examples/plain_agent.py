@@ -1,6 +1,6 @@
 """An agent that is just a class: no base class, its own control flow, calls through the context.
 
-    agentrt run examples/plain_agent.py:Researcher "the moon"
+agentrt run examples/plain_agent.py:Researcher "the moon"
 """
 
 import asyncio

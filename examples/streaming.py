@@ -1,7 +1,7 @@
 """Streams: an agent that is an async generator, and a program that watches a run's events.
 
-    agentrt run --stream examples/streaming.py:count "3"
-    python examples/streaming.py
+agentrt run --stream examples/streaming.py:count "3"
+python examples/streaming.py
 """
 
 import asyncio

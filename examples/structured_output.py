@@ -1,6 +1,6 @@
 """Structured output: the answer is a validated object, asked for again if it does not fit.
 
-    agentrt run examples/structured_output.py:Extractor "Ada Lovelace was born in 1815."
+agentrt run examples/structured_output.py:Extractor "Ada Lovelace was born in 1815."
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,17 @@ import pytest
 
 import agentrt
 
-HEAVY = ("opentelemetry", "loguru", "httpx2", "click", "rich", "aiolimiter", "importlib.metadata", "sqlite3", "openai")
+HEAVY = (
+    "opentelemetry",
+    "loguru",
+    "httpx2",
+    "click",
+    "rich",
+    "aiolimiter",
+    "importlib.metadata",
+    "sqlite3",
+    "openai",
+)
 
 
 @pytest.mark.parametrize("name", agentrt.__all__)

@@ -42,7 +42,15 @@ class Place:
         self.home.mkdir()
         git = ["git", "clone", "--quiet", "--no-local", str(ROOT), str(self.clone)]
         subprocess.run(git, check=True)
-        kept = ("LANG", "TERM", "SSL_CERT_FILE", "PIP_CERT", "PIP_INDEX_URL", "UV_INDEX_URL", "REQUESTS_CA_BUNDLE")
+        kept = (
+            "LANG",
+            "TERM",
+            "SSL_CERT_FILE",
+            "PIP_CERT",
+            "PIP_INDEX_URL",
+            "UV_INDEX_URL",
+            "REQUESTS_CA_BUNDLE",
+        )
         self.env = {name: os.environ[name] for name in kept if name in os.environ}
         self.env["PATH"] = os.environ.get("PATH", os.defpath)
         self.env["HOME"] = str(self.home)
@@ -141,7 +149,9 @@ def two_tools(place: Place) -> str:
 # --- any OpenAI-compatible server ----------------------------------------------------------------------
 
 
-def with_server(place: Place, faults: list[Fault], *arguments: str) -> tuple[subprocess.CompletedProcess[str], int]:
+def with_server(
+    place: Place, faults: list[Fault], *arguments: str
+) -> tuple[subprocess.CompletedProcess[str], int]:
     """Run the assistant against a server that plays `faults`; also the number of requests it saw."""
 
     async def serve() -> tuple[subprocess.CompletedProcess[str], int]:
@@ -215,7 +225,11 @@ def explains(place: Place) -> str:
 MISTAKES = {
     "a wrong module": (["run", "nowhere:Agent", "hi"], 3, "nowhere"),
     "a wrong attribute": (["run", "examples/echo.py:Ecko", "hi"], 3, "Echo"),
-    "a wrong key": (["run", "--set", "pipeline.retry.max_atempts=3", "examples/echo.py:Echo", "hi"], 2, "max_attempts"),
+    "a wrong key": (
+        ["run", "--set", "pipeline.retry.max_atempts=3", "examples/echo.py:Echo", "hi"],
+        2,
+        "max_attempts",
+    ),
     "a value out of range": (["run", "--set", "pipeline.timeout.attempt=-1", ASSISTANT, "hi"], 2, "attempt"),
     "an unknown prefix": (["run", "--set", "agent.model=opnai:x", ASSISTANT, "hi"], 2, "openai"),
     "a missing key": (["run", "--set", "agent.model=openai:x", ASSISTANT, "hi"], 1, "OPENAI_API_KEY"),
@@ -252,7 +266,9 @@ def refused(place: Place) -> str:
 @line("Ctrl-C ends a run with 130, SIGTERM with 143, the deadline with 124")
 def signals(place: Place) -> str:
     slow = place.clone / "slow.py"
-    slow.write_text("import asyncio\n\n\nasync def agent(message):\n    await asyncio.sleep(60)\n    return message\n")
+    slow.write_text(
+        "import asyncio\n\n\nasync def agent(message):\n    await asyncio.sleep(60)\n    return message\n"
+    )
     python = next((place.clone / ".dev").glob("run-*")) / "bin" / "python"
     seen = {}
     for number in (signal.SIGINT, signal.SIGTERM):
