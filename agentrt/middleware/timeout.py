@@ -6,6 +6,7 @@ The timer is exact and ours: see `agentrt.timers` for how its cancellation is to
 from __future__ import annotations
 
 import asyncio
+import math
 from asyncio import current_task
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar, cast
@@ -213,12 +214,13 @@ else:
 class _Pull:
     """Bounds each wait for the next item of a committed stream: by `idle`, and by the call's deadline."""
 
-    __slots__ = ("_call", "_idle", "_timers")
+    __slots__ = ("_began", "_call", "_idle", "_timers")
 
     def __init__(self, call: Call[Any], timers: Timers, idle: FixedLimit | None) -> None:
         self._call = call
         self._timers = timers
         self._idle = idle
+        self._began = 0.0
 
     def arm(self) -> Armed:
         call, timers, idle = self._call, self._timers, self._idle
@@ -229,6 +231,7 @@ class _Pull:
         else:
             if call.deadline <= now:
                 raise deadline_exceeded(call)
+            self._began = now
             armed = timers.arm_at(call.deadline, task, call)
         armed.token = ENCLOSING.set(armed)
         return armed
@@ -252,7 +255,9 @@ class _Pull:
                 elapsed=seconds,
             )
         else:
-            raised = deadline_exceeded(call, ran=1.0)
+            # What the target may take by now is its idle limit: a stream whose items kept coming is not to blame.
+            limit = math.inf if self._idle is None else self._idle.seconds
+            raised = deadline_exceeded(call, ran=(call.deadline - self._began) / limit)
         raised.__cause__ = error
         call.failed(raised, classify(raised), instead_of=error)
         return raised

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentrt.call import Refusal
-from agentrt.errors import BulkheadFull, ConfigError, TransientError
+from agentrt.errors import BulkheadFull, ConfigError, DeadlineExceeded, TransientError
 from agentrt.middleware.bulkhead import Bulkhead
 from agentrt.middleware.retry import Retry
 from agentrt.middleware.timeout import Timeout
@@ -147,6 +147,22 @@ async def test_a_permit_and_the_end_of_the_share_in_one_tick() -> None:
         task.exception()
         assert bulkhead.running("a") == bulkhead.waiting("a") == 0
         assert await Observed(bulkhead).call(Callee("next")) == "next"
+
+
+@scenario
+async def test_a_call_whose_time_is_over_does_not_queue() -> None:
+    async def slow(call: Any, call_next: Any) -> Any:
+        await asyncio.sleep(5)
+        return await call_next(call)
+
+    bulkhead = Bulkhead(limit=1, queue=5)
+    holder = asyncio.create_task(Observed(bulkhead).call(Callee(Slow(20))))
+    await asyncio.sleep(0)
+    seen = Observed(Timeout(), bulkhead, slow, deadline=5)
+    assert isinstance(await seen.failure(Callee("never")), DeadlineExceeded)
+    assert now() == 5.0
+    assert bulkhead.waiting("a") == 0
+    await holder
 
 
 @scenario

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,8 @@ from agentrt.middleware.pace import Pace
 from agentrt.middleware.retry import Retry
 from agentrt.middleware.throttle import Throttle
 from agentrt.middleware.timeout import Timeout
-from pipeline.doubles import HANG, Callee, Observed, Slow, entries, now, scenario
+from agentrt.testing import run
+from pipeline.doubles import HANG, Callee, Observed, Slow, entries, leaves_nothing, now, scenario
 
 
 class Everything(Observed):
@@ -477,3 +479,48 @@ async def test_at_every_moment_of_a_long_story(streamed: bool) -> None:
     while moment < whole:
         await story(moment)
         moment += 0.25
+
+
+def test_a_call_whose_coroutine_is_closed_in_a_foreign_context_leaves_no_limit() -> None:
+    """As the garbage collector does with what a loop left behind."""
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        seen = Observed(Timeout(attempt=10), CircuitBreaker(failure_threshold=1))
+        coroutine: Any = seen.call(Callee(HANG))
+        contextvars.copy_context().run(coroutine.send, None)
+        coroutine.close()
+        await leaves_nothing()
+        assert task is asyncio.current_task()
+
+    run(main)
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
+@scenario
+async def test_eager_tasks_are_limited_and_cancelled_like_others() -> None:
+    loop = asyncio.get_running_loop()
+    factory: Any = asyncio.eager_task_factory  # type: ignore[attr-defined,unused-ignore]
+    loop.set_task_factory(factory)
+    seen = Everything()
+    assert await loop.create_task(seen.call(Callee("at once"))) == "at once"
+    callee = Callee(HANG)
+    task = loop.create_task(seen.call(callee))
+    await asyncio.sleep(3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    error = await loop.create_task(Observed(Timeout(attempt=10)).failure(Callee(HANG)))
+    assert isinstance(error, AttemptTimeout)
+    loop.set_task_factory(None)
+
+
+def test_all_this_holds_in_debug_mode_too() -> None:
+    async def main() -> None:
+        seen = Everything()
+        assert await seen.call(Callee(Slow(3, "ok"))) == "ok"
+        await cancelled_at(3, seen.call(Callee(HANG)))
+        assert isinstance(await Observed(Timeout(attempt=10)).failure(Callee(HANG)), AttemptTimeout)
+        await leaves_nothing()
+
+    run(main, debug=True)

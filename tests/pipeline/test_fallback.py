@@ -254,6 +254,18 @@ async def test_a_default_function_is_bounded_by_the_deadline() -> None:
     assert now() == 10.0
 
 
+@scenario
+async def test_a_default_functions_own_timeout_is_its_own() -> None:
+    own = TimeoutError("its own")
+
+    async def default(error: BaseException) -> None:
+        await asyncio.sleep(1)
+        raise own
+
+    seen = Observed(Timeout(), Fallback(default=default), idempotent=True, deadline=200)
+    assert await seen.failure(Callee(TransientError("x"))) is own
+
+
 # --- shares --------------------------------------------------------------------------------------------
 
 

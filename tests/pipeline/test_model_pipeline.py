@@ -611,7 +611,7 @@ def test_the_invariants_hold_in_any_world(world: World) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore::agentrt.pipeline.PipelineWarning")
-@profile(10_000)
+@profile(3_000)
 @given(WORLDS)
 def test_the_invariants_hold_in_many_worlds(world: World) -> None:
     run(lambda: check(world))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from agentrt.call import Attempt
-from agentrt.errors import AttemptTimeout, ConfigError, ThrottledError, TransientError
+from agentrt.call import RUN, Attempt
+from agentrt.errors import AttemptTimeout, ConfigError, DeadlineExceeded, ThrottledError, TransientError
 from agentrt.middleware.circuit_breaker import CircuitBreaker
 from agentrt.middleware.fallback import Fallback
 from agentrt.middleware.retry import Retry
@@ -603,3 +603,83 @@ async def test_a_nested_stream_ends_with_the_outer_calls_deadline() -> None:
     assert got == [1, 2]
     assert isinstance(error, TimeoutError)
     assert now() == 20.0
+
+
+@pytest.mark.parametrize("limits", [{}, {"idle": 5.0}])
+@scenario
+async def test_a_stream_may_be_read_by_another_task_than_the_one_that_opened_it(
+    limits: dict[str, Any],
+) -> None:
+    breaker = CircuitBreaker(failure_threshold=1)
+    seen = Observed(Timeout(attempt=10, **limits), breaker, deadline=100)
+    stream: Stream[Any] = await seen.pipeline.send(
+        seen.pipeline.new_call(Callee([1, Slow(3, 2), Slow(3, 3), HANG]).stream, True)
+    )
+
+    async def read(count: int) -> list[Any]:
+        return [await anext(stream) for _ in range(count)]
+
+    assert await asyncio.create_task(read(2)) == [1, 2]
+    assert await asyncio.create_task(read(1)) == [3]
+    with pytest.raises(TimeoutError):
+        await asyncio.create_task(read(1))
+    assert now() == (11.0 if limits else 100.0)
+    assert breaker.state("a") == ("open" if limits else "closed")
+
+
+@pytest.mark.parametrize(
+    ("idle", "waited", "state"), [(10, 6, "open"), (10, 5, "open"), (10, 4, "closed"), (None, 90, "closed")]
+)
+@scenario
+async def test_the_deadline_of_a_committed_stream_counts_from_half_of_its_idle_limit(
+    idle: float | None, waited: float, state: str
+) -> None:
+    """A stream whose items kept coming is not to blame for a deadline, nor for a consumer that took its time."""
+    breaker = CircuitBreaker(failure_threshold=1)
+    seen = Observed(Timeout(attempt=60, idle=idle), breaker, deadline=100)
+    async with seen.stream(Callee([1, 2, HANG]).stream) as stream:
+        assert await anext(stream) == 1
+        await asyncio.sleep(100 - waited)
+        assert await anext(stream) == 2
+        with pytest.raises(DeadlineExceeded) as caught:
+            await anext(stream)
+    assert caught.value.ran == (0.0 if idle is None else waited / idle)
+    assert breaker.state("a") == state
+
+
+@scenario
+async def test_a_stream_in_a_run_ends_with_the_run() -> None:
+    class OneRun:
+        id = "run"
+        deadline = 5.0
+
+        def observe(self, call: Any, entry: Any) -> None: ...
+
+        def collect(self, call: Any) -> None: ...
+
+    token = RUN.set(OneRun())
+    try:
+        got, error = await Observed(Timeout(), deadline=50).broken_stream(
+            Callee([1, Slow(3, 2), HANG]).stream
+        )
+    finally:
+        RUN.reset(token)
+    assert got == [1, 2]
+    assert isinstance(error, DeadlineExceeded)
+    assert error.scope == "run"
+    assert now() == 5.0
+
+
+@scenario
+async def test_the_innermost_limit_of_pulls_is_the_one_that_counts() -> None:
+    """A stream that an inner pipeline hands on keeps the inner idle limit."""
+    inner = Observed(Timeout(idle=3), target="inner")
+    outer = Observed(Timeout(idle=30), target="outer")
+
+    async def function() -> Any:
+        return await inner.pipeline.send(inner.pipeline.new_call(Callee([1, HANG]).stream, True))
+
+    got, error = await outer.broken_stream(function)
+    assert got == [1]
+    assert isinstance(error, AttemptTimeout)
+    assert error.seconds == 3.0
