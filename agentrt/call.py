@@ -204,10 +204,13 @@ class Record(Struct, eq=False):
 
     def let_cancellation_through(self, error: Exception) -> None:
         """Raise CancelledError if the caller has cancelled: then `error` is only what some cleanup came to, and
-        nothing may be tried again."""
+        nothing may be tried again. A refusal of ours is no cleanup's, and a call may be made in one."""
         task = asyncio.current_task()
-        if task is not None and task.cancelling() > self.cancelling:
-            raise asyncio.CancelledError from error
+        if task is None or task.cancelling() <= self.cancelling:
+            return
+        if any(isinstance(entry, Refusal) and entry.error is error for entry in self.entries):
+            return
+        raise asyncio.CancelledError from error
 
     @property
     def waits(self) -> list[Wait]:

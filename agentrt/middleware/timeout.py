@@ -139,7 +139,8 @@ class Timeout:
         started = record.attempt_started
         if started is None:  # the terminal noted the cleanup's own failure
             started = next((a.started for a in reversed(record.attempts) if a.error is error), record.started)
-        elapsed = record.time() - started
+        # Until the limit: the cleanup after it says nothing about how long the target would have taken.
+        elapsed = armed.when - started
         if armed.queue is not None:
             limit: Literal["attempt", "first_item"] = "attempt"
             if call.stream and self._stream_seconds < self._value_seconds:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentrt.call import Attempt
-from agentrt.errors import AttemptTimeout, ThrottledError, TransientError
+from agentrt.errors import AttemptTimeout, CircuitOpen, ThrottledError, TransientError
 from agentrt.middleware.bulkhead import Bulkhead
 from agentrt.middleware.circuit_breaker import CircuitBreaker
 from agentrt.middleware.fallback import Fallback
@@ -257,6 +257,25 @@ async def test_a_call_made_in_a_cleanup_is_still_retried() -> None:
 
 
 @scenario
+async def test_a_call_that_is_refused_in_a_cleanup_is_refused_and_moves_on() -> None:
+    breaker = CircuitBreaker()
+    breaker.isolate("a")
+    results: list[Any] = []
+
+    async def work(seen: Observed) -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            results.append(await seen.failure(Callee("never")))
+            fallback = seen.pipeline.replace(Fallback(Callee("backup")))
+            results.append(await fallback.call(Callee("never")))
+
+    await cancelled_at(3, work(Observed(Timeout(), breaker, Retry())))
+    assert isinstance(results[0], CircuitOpen)
+    assert results[1] == "backup"
+
+
+@scenario
 async def test_a_second_cancellation_cuts_a_slow_cleanup() -> None:
     async def callee() -> None:
         try:
@@ -496,11 +515,15 @@ def test_a_call_whose_coroutine_is_closed_in_a_foreign_context_leaves_no_limit()
     run(main)
 
 
-@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
+EAGER: Any = getattr(asyncio, "eager_task_factory", None)  # since Python 3.12
+
+
+@pytest.mark.parametrize(
+    "factory", [None, *([EAGER] if EAGER else [])], ids=["usual", "eager"][: 2 if EAGER else 1]
+)
 @scenario
-async def test_eager_tasks_are_limited_and_cancelled_like_others() -> None:
+async def test_eager_tasks_are_limited_and_cancelled_like_others(factory: Any) -> None:
     loop = asyncio.get_running_loop()
-    factory: Any = asyncio.eager_task_factory  # type: ignore[attr-defined,unused-ignore]
     loop.set_task_factory(factory)
     seen = Everything()
     assert await loop.create_task(seen.call(Callee("at once"))) == "at once"

@@ -108,6 +108,25 @@ async def test_a_slow_cleanup_is_awaited_and_nothing_else_exceeds_the_limit() ->
 
 
 @scenario
+async def test_the_cleanup_does_not_count_as_the_targets_time() -> None:
+    """Cut at 5 of its 12 seconds, it has not run half of its limit, however long it cleans up."""
+
+    async def callee() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(4)
+
+    breaker = CircuitBreaker(failure_threshold=1)
+    seen = Observed(Timeout(attempt=12), breaker, Fallback(Callee("b")), idempotent=True, deadline=10)
+    assert await seen.call(callee) == "b"
+    cut = seen.record.errors[0]
+    assert isinstance(cut, AttemptTimeout)
+    assert (cut.cut, cut.elapsed) == (True, 5.0)
+    assert breaker.state("a") == "closed"
+
+
+@scenario
 async def test_a_blocked_loop_does_not_make_a_limit_ours_twice() -> None:
     """The limit passes while the callee blocks the loop, and the callee returns before the timer could fire."""
 
