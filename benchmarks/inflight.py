@@ -192,7 +192,7 @@ def _peak() -> int:
 
 
 async def measure(*, quick: bool, ours: bool) -> dict[str, Any]:
-    tasks, rounds = (200, 2) if quick else (10_000, 9)
+    tasks, rounds = (200, 2) if quick else (10_000, 7)
     names, absent = _peers.installed(not ours)
     say("memory, as Python counts it")
     traced = measure_memory("traced", names, tasks=tasks)
