@@ -158,6 +158,14 @@ def test_a_cache_that_cannot_be_written_is_named(tiny: Path) -> None:
         weights.pull("tiny")
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     """With an installer that takes its time, as a person would interrupt it."""
     slow = tmp_path / "bin" / "pip3"
@@ -184,5 +192,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     assert contents(models / "smollm2") == ["lock"]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((models / "pid").read_text()), 0)
+    installer = int((models / "pid").read_text())
+    limit = time.monotonic() + 20
+    while is_alive(installer):  # it was ended; whoever inherits the dead takes a moment to bury it
+        assert time.monotonic() < limit
+        time.sleep(0.02)
