@@ -101,6 +101,7 @@ class Pipeline:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._time: Callable[[], float]
         self._warned = False
+        self._has_chosen_limits = True
 
     @classmethod
     def default(
@@ -110,9 +111,12 @@ class Pipeline:
         telemetry (off), with the default options of each."""
         from agentrt.middleware.defaults import default_stages
 
-        return cls(
+        pipeline = cls(
             inner_first=default_stages("call"), target=target, idempotent=idempotent, deadline=deadline
         )
+        # Nobody chose the attempt limit, so there is nothing to warn of if it does not fit the deadline.
+        pipeline._has_chosen_limits = False
+        return pipeline
 
     # --- changing it -----------------------------------------------------------------------------------
 
@@ -128,7 +132,9 @@ class Pipeline:
             raise ConfigError(
                 f"there is no stage named {name!r} to replace; use place(..., outside=) or inside= for your own"
             )
-        return self._changed([stage if item_name(item) == name else item for item in self._layout])
+        changed = self._changed([stage if item_name(item) == name else item for item in self._layout])
+        changed._has_chosen_limits = self._has_chosen_limits or name in ("timeout", "retry")
+        return changed
 
     def without(self, *off: str) -> Pipeline:
         """With the stages of these names turned off. Their places stay."""
@@ -177,7 +183,8 @@ class Pipeline:
 
     def problems(self) -> list[str]:
         """What cannot work about this pipeline, one sentence each; its first call warns of them."""
-        return order_problems(self.stages, seconds=self._seconds, idempotent=self.idempotent)
+        seconds = self._seconds if self._has_chosen_limits else UNBOUNDED
+        return order_problems(self.stages, seconds=seconds, idempotent=self.idempotent)
 
     # --- calling ---------------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ class CircuitBreaker:
         self.not_closed: dict[str, Circuit] = {}
         """The circuits that are not closed, by target."""
         self._listeners: list[Listener] = []
+        self._is_full = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._time: Callable[[], float] = time.monotonic
         # A success has to read the clock only for a time window or for slow calls.
@@ -130,15 +131,15 @@ class CircuitBreaker:
 
     def isolate(self, target: str) -> None:
         """Refuse every call to `target` until `close`."""
-        self._circuit(target).isolate()
+        self._circuit(target, keep=True).isolate()
 
     def close(self, target: str) -> None:
         """Close the circuit by hand, with a fresh window."""
-        self._circuit(target).reset()
+        self._circuit(target, keep=True).reset()
 
     def metrics_only(self, target: str, *, on: bool = True) -> None:
         """Go on counting for `target`, but never open."""
-        circuit = self._circuit(target)
+        circuit = self._circuit(target, keep=True)
         circuit.metrics_only = on
         if on and circuit.state is not CLOSED:
             circuit.reset()
@@ -247,31 +248,39 @@ class CircuitBreaker:
 
     # --- the registry ----------------------------------------------------------------------------------
 
-    def _circuit(self, target: str) -> Circuit:
+    def _circuit(self, target: str, *, keep: bool = False) -> Circuit:
         circuit = self._circuits.get(target)
         if circuit is None:
             circuit = Circuit(target, self._policy, self._report)
-            if len(self._circuits) >= self.max_targets:
-                self._forget_idle()
+            if len(self._circuits) >= self.max_targets and not self._forget_idle() and not keep:
+                # Better a call without a breaker than no call: this circuit serves it and is not kept.
+                self._warn_of_full()
+                return circuit
             self._circuits[target] = circuit
         return circuit
 
-    def _forget_idle(self) -> None:
-        """Make room for a new target: drop the oldest circuit whose loss changes nothing."""
+    def _forget_idle(self) -> bool:
+        """Make room for a new target: drop the oldest circuit whose loss changes nothing, if there is one."""
         now = self._time()
         for target, circuit in self._circuits.items():
             if circuit.is_idle(now):
                 del self._circuits[target]
-                return
-        raise ConfigError(
-            f"circuit_breaker: all {self.max_targets} targets have failures on record and none can be "
-            "forgotten; raise max_targets, or check that targets are not made up per call"
-        )
+                return True
+        return False
+
+    def _warn_of_full(self) -> None:
+        if not self._is_full:
+            self._is_full = True
+            logger.error(
+                "all %d targets have failures on record, so further ones go without a circuit breaker; raise "
+                "max_targets, or check that targets are not made up per call",
+                self.max_targets,
+            )
 
     def _report(self, old: str, new: str, circuit: Circuit) -> None:
         if new is CLOSED:
             self.not_closed.pop(circuit.target, None)
-        else:
+        elif self._circuits.get(circuit.target) is circuit:
             self.not_closed[circuit.target] = circuit
         logger.log(
             logging.WARNING if new != CLOSED else logging.INFO,

@@ -560,12 +560,34 @@ async def test_the_registry_forgets_only_circuits_whose_loss_changes_nothing() -
 
 @pytest.mark.parametrize("window", [{"window_calls": 10}, {"window_seconds": 60.0}, {"failure_threshold": 5}])
 @scenario
-async def test_a_full_registry_says_so_instead_of_forgetting_a_failure(window: dict[str, Any]) -> None:
+async def test_a_full_registry_lets_new_targets_through_and_says_so_once(
+    window: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     breaker = CircuitBreaker(max_targets=2, **window)
     await feed(Observed(breaker, target="a"), "b")
     await feed(Observed(breaker, target="b"), "b")
-    with pytest.raises(ConfigError, match="max_targets"):
+    for target in ("c", "d"):
+        assert await Observed(breaker, target=target).call(GOOD) == "ok"
+    assert set(breaker.states()) == {"a", "b"}
+    assert caplog.text.count("max_targets") == 1
+
+
+@scenario
+async def test_a_circuit_isolated_by_hand_is_kept_even_in_a_full_registry() -> None:
+    breaker = CircuitBreaker(failure_threshold=2, max_targets=1)
+    await feed(Observed(breaker, target="a"), "b")
+    breaker.isolate("c")
+    with pytest.raises(CircuitOpen):
         await Observed(breaker, target="c").call(GOOD)
+
+
+@scenario
+async def test_what_a_circuit_that_is_not_kept_goes_through_is_not_kept_either() -> None:
+    breaker = CircuitBreaker(failure_threshold=1, max_targets=1)
+    await feed(Observed(breaker, target="a"), "b")
+    for index in range(5):
+        await feed(Observed(breaker, target=f"made-up-{index}"), "b")
+    assert set(breaker.not_closed) == {"a"}
 
 
 @scenario

@@ -519,3 +519,10 @@ async def test_thousands_of_calls_in_flight() -> None:
     assert sum(isinstance(result, DeadlineExceeded) for result in results) == 2000
     assert results.count("ok") == 2000
     assert now() == 30.0
+
+
+def test_a_deadline_alone_is_nothing_to_warn_of_but_a_chosen_limit_that_does_not_fit_is() -> None:
+    pipeline = Pipeline.default(target="payments", idempotent=True, deadline=30)
+    assert pipeline.problems() == []
+    (problem,) = pipeline.replace(Timeout(attempt=60)).problems()
+    assert "a first retry could never start" in problem
