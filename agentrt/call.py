@@ -357,8 +357,8 @@ class Quick(Struct, frozen=True, eq=False):
 
     In `lines`, `$token` is the stage's token, `$name` anything in `names` or a variable of the stage's own. `call`, its
     `record` and `now` are there to be used, and in `done`, up to the first stage that recovers, `end`; both are
-    read once, and nothing is awaited in between. What is not usual calls the function: `$enter(call)`,
-    `$done($token, call)`. Values only: what a stream costs is elsewhere.
+    read once, and nothing is awaited in between. What is not usual calls the function: `$stage.enter(call)`,
+    `$stage.done($token, call)`. Values only: what a stream costs is elsewhere.
     """
 
     lines: str

@@ -5,26 +5,26 @@ coroutine together with the terminal, so that a call pays for a coroutine only w
 success. For timeout, circuit breaker, retry and fallback the generated function reads
 
     async def composed(call):
-        enter3(call)                                      # fallback: the first target's share
+        stage3.enter(call)                                # fallback: the first target's share
         try:
             try:
-                token1 = enter1(call)                     # circuit breaker: admitted
+                token1 = stage1.enter(call)               # circuit breaker: admitted
                 try:
-                    token0 = enter0(call)                 # timeout: armed
+                    token0 = stage0.enter(call)           # timeout: armed
                     try:
                         result = await call_next(call)
                     except BaseException as error:
                         note(call, error)                 # the failure's label, given once
                         ...                               # timeout: a cancellation of ours becomes AttemptTimeout
-                    done0(token0, call)
+                    stage0.done(token0, call)
                 except BaseException as error: ...
-                done1(token1, call)
+                stage1.done(token1, call)
             except Exception as error:
-                result = await recover2(call, error)      # retry
+                result = await stage2.recover(call, error)   # retry
             else:
-                done2(None, call)
+                stage2.done(None, call)
         except Exception as error:
-            result = await recover3(call, error)          # fallback
+            result = await stage3.recover(call, error)       # fallback
         return result
 
 where a stage's `Quick` lines stand in the place of `enter` and `done`: calling them would double the cost of the whole
@@ -138,10 +138,8 @@ class _Group:
         return composed
 
     def _parts(self, index: int, form: Inline, names: dict[str, Any]) -> _Parts:
-        """What the source of one stage depends on; its functions and values go into `names`."""
-        done = form.committed if self._stream else form.done
-        functions = {"enter": form.enter, "done": done, "failed": form.failed, "recover": form.recover}
-        names |= {f"{part}{index}": function for part, function in functions.items() if function is not None}
+        """What the source of one stage depends on; it and its values go into `names`."""
+        names[f"stage{index}"] = form
         lines = {}
         for part, quick in (("enter", form.quick_enter), ("done", form.quick_done)):
             if quick is not None and not self._stream:
@@ -149,7 +147,7 @@ class _Group:
                 lines[part] = quick.lines
         return _Parts(
             enter=form.enter is not None,
-            done=done is not None,
+            done=(form.committed if self._stream else form.done) is not None,
             failed=form.failed is not None,
             recover=form.recover is not None,
             quick_enter=lines.get("enter"),
@@ -242,23 +240,25 @@ def _source(shape: _Shape) -> str:
 def _around(body: list[str], index: int, parts: _Parts, *, noted: bool, stream: bool) -> list[str]:
     """The lines of one stage around `body`."""
     token = f"token{index}" if parts.enter else "None"
-    enter = [f"token{index} = enter{index}(call)"] if parts.enter else []
+    enter = [f"token{index} = stage{index}.enter(call)"] if parts.enter else []
     if parts.quick_enter is not None:
         enter = _numbered(parts.quick_enter, index)
-    done = [f"done{index}({token}, call{', result' if stream else ''})"] if parts.done else []
+    done = [f"stage{index}.done({token}, call)"] if parts.done else []
+    if stream and parts.done:
+        done = [f"stage{index}.committed({token}, call, result)"]
     if parts.quick_done is not None:
         done = _numbered(parts.quick_done, index)
     if parts.failed:
         failed = [
             *(["note(call, error)"] if noted else []),
-            f"raised = failed{index}({token}, call, error)",
+            f"raised = stage{index}.failed({token}, call, error)",
             "if raised is error:",
             "    raise",
             "raise raised from raised.__cause__",
         ]
         return [*enter, "try:", *_indent(body), "except BaseException as error:", *_indent(failed), *done]
     if parts.recover:
-        recover = [f"result = await recover{index}(call, error)"]
+        recover = [f"result = await stage{index}.recover(call, error)"]
         lines = [*enter, "try:", *_indent(body), "except Exception as error:", *_indent(recover)]
         return [*lines, "else:", *_indent(done)] if done else lines
     return [*enter, *body, *done]

@@ -317,7 +317,7 @@ class CircuitBreaker:
 _QUICK_ENTER = """
 $circuit = $circuits.get(call.target)
 if $circuit is None or $circuit.state is not $CLOSED:
-    $token = $enter(call)
+    $token = $stage.enter(call)
 else:
     $token = $circuit.window
 """

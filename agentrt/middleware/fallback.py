@@ -98,7 +98,7 @@ class Fallback:
 _QUICK_ENTER = """
 if call.deadline < $UNBOUNDED and call.idempotent:
     if $not_closed:
-        $enter(call)
+        $stage.enter(call)
     else:
         record.share = now + (call.deadline - now) * 0.5
 """

@@ -106,7 +106,7 @@ class Retry:
 _QUICK_DONE = """
 $ledger = $ledgers.get(call.target)
 if $ledger is None or end >= $ledger.turn:
-    $done(None, call)
+    $stage.done(None, call)
 else:
     $ledger.firsts += 1
 """

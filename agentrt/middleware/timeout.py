@@ -65,7 +65,7 @@ class Timeout:
 
     def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
         names = {
-            "stage": self,
+            "timeout": self,
             "current_task": current_task,
             "Armed": Armed,
             "set_enclosing": ENCLOSING.set,
@@ -187,12 +187,12 @@ class Timeout:
 
 # `enter` and `done` for an attempt with its full limit, which ends in time.
 _QUICK_ENTER = """
-if record.loop is not $stage._loop:
-    $stage._bind(record.loop)
-$limit = $stage._value_limit
+if record.loop is not $timeout._loop:
+    $timeout._bind(record.loop)
+$limit = $timeout._value_limit
 $when = now + $limit.seconds
 if record.share < $when or call.deadline < $when:
-    $token = $enter(call)
+    $token = $stage.enter(call)
 else:
     record.attempt_started = now
     $task = $current_task(record.loop)
@@ -205,7 +205,7 @@ else:
 """
 _QUICK_DONE = """
 if $token.fired or $token.queue is None:
-    $done($token, call)
+    $stage.done($token, call)
 else:
     $reset_enclosing($token.token)
     del $token.queue[$token]
