@@ -49,3 +49,13 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_stage_can_be_imported_from_the_folder() -> None:
+    from agentrt import middleware
+
+    assert sorted(middleware.__all__) == sorted(middleware._HOME)
+    for name in middleware.__all__:
+        assert getattr(middleware, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'Rettry'"):
+        _ = middleware.Rettry  # type: ignore[attr-defined]
