@@ -69,9 +69,10 @@ def compose(
     terminal that is one expression of `call` may be given as its source.
     """
     inner = terminal
+    calls_functions = isinstance(terminal, str)
     if retry_result is not None and not stream:
         inner = _rejecting(_as_function(terminal), retry_result)
-    note = _labeller(classify, retry_on)
+    note = _labeller(classify, retry_on, calls_functions=calls_functions)
     if stream:
         inner = _opening(_as_function(inner), note)
     group = _Group(inner, note, stream=stream)
@@ -290,10 +291,12 @@ def _link(stage: Middleware, inner: Next[Any]) -> Next[Any]:
 # --- around the terminal -------------------------------------------------------------------------------
 
 
-def _labeller(classify: Classify | None, retry_on: Any) -> Note:
+def _labeller(classify: Classify | None, retry_on: Any, *, calls_functions: bool) -> Note:
     def note(call: Call[Any], error: BaseException) -> None:
         if not isinstance(error, Exception):
             return  # a cancellation is nobody's failure
+        if calls_functions and type(error) is TypeError:
+            _explain(error)
         known: Label | None = None
         if retry_on is not None and _matches(retry_on, error):
             known = TRANSIENT
@@ -311,6 +314,19 @@ def _noting_late(note: Note) -> Note:
             note(call, error)
 
     return note_late
+
+
+def _explain(error: TypeError) -> None:
+    """Python's words for the usual mistakes do not say whose they are."""
+    text = str(error)
+    if "async_generator can't be used" in text:
+        error.add_note(
+            "an async generator is streamed: `async with pipeline.stream(function, *args) as stream`"
+        )
+    elif "can't be used in 'await' expression" in text:
+        error.add_note("the pipeline awaits what the function returns: give it an async function")
+    elif "'coroutine' object is not callable" in text:
+        error.add_note("give the pipeline the function and its arguments, call(function, 3), not function(3)")
 
 
 def _rejecting(terminal: Next[Any], reject: Callable[[Any], bool]) -> Next[Any]:

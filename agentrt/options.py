@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from agentrt.errors import ConfigError
 
-__all__ = ["choice", "count", "error_test", "fraction", "number", "seconds"]
+__all__ = ["choice", "count", "error_test", "fraction", "number", "seconds", "text"]
 
 
 def seconds(name: str, value: float, *, minimum: float = 0.0, open_: bool = True) -> float:
@@ -43,6 +43,13 @@ def count(name: str, value: int, *, minimum: int = 1) -> int:
     """A whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
+    return value
+
+
+def text(name: str, value: str) -> str:
+    """A string with something in it."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{name} must be a name, not {value!r}")
     return value
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "ORDER",
     "Off",
     "Placed",
+    "check_stage",
     "is_placed",
     "item_name",
     "layout_of",
@@ -62,6 +63,25 @@ class Placed:
 
     async def __call__(self, call: Call[R], call_next: Next[R], /) -> R:
         return await self.stage(call, call_next)
+
+
+def check_stage(stage: Any) -> None:
+    """Raise ConfigError for what cannot be a stage: it is called with the call and the rest of the pipeline."""
+    if not callable(stage) or inspect.isclass(stage):
+        raise ConfigError(
+            "a stage is an async function, or an object with `async def __call__(self, call, call_next)`, not "
+            f"{stage!r}"
+        )
+    try:
+        signature = inspect.signature(stage)
+    except (TypeError, ValueError):
+        return  # a C function, say, that does not tell
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise ConfigError(
+            f"the stage {stage_name(stage)!r} must take two arguments, (call, call_next), not {signature}"
+        ) from None
 
 
 def stage_name(stage: Any) -> str:

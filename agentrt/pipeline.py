@@ -31,6 +31,7 @@ from agentrt.order import (
     ORDER,
     Off,
     Placed,
+    check_stage,
     is_placed,
     item_name,
     layout_of,
@@ -83,6 +84,10 @@ class Pipeline:
         classify: Classify | None = None,
         sources: dict[str, str] | None = None,
     ) -> None:
+        options.text("target", target)
+        options.text("kind", kind)
+        if not isinstance(idempotent, bool):
+            raise ConfigError(f"idempotent must be True or False, not {idempotent!r}")
         self.target = target
         self.kind = kind
         self.operation = target if operation is None else operation
@@ -127,6 +132,9 @@ class Pipeline:
 
     def replace(self, stage: Middleware) -> Pipeline:
         """With `stage` instead of the one of the same name, or turned on at that name's place."""
+        if isinstance(stage, str):
+            raise ConfigError(f"replace takes a stage, for example Retry(max_attempts=5), not {stage!r}")
+        check_stage(stage)
         name = stage_name(stage)
         if name not in names(self._layout):
             raise ConfigError(
@@ -149,6 +157,7 @@ class Pipeline:
     def place(self, stage: Middleware, *, outside: str | None = None, inside: str | None = None) -> Pipeline:
         """With `stage` directly beside the named one (default: just inside telemetry). At one place, what was
         placed first is outermost. A built-in stage goes to its own place."""
+        check_stage(stage)
         if outside is not None and inside is not None:
             raise ConfigError("place a stage outside= one stage or inside= one, not both")
         name = stage_name(stage)
@@ -194,6 +203,7 @@ class Pipeline:
         Raises what the function raised (the same object), or one of our refusals, timeouts or `ResultRejected`.
         """
         composed: Any = self._compose(_INVOKE, stream=False, prologue=self._prologue())
+        composed.__name__, composed.__qualname__ = "call", "Pipeline.call"
         # From now on the composed function itself stands where this method was looked up.
         self.__dict__["call"] = composed
         coroutine: Coroutine[Any, Any, R] = composed(function, *args)

@@ -14,16 +14,20 @@ from msgspec import Struct
 from agentrt.call import Call, Middleware, Next
 from agentrt.compose import Classify
 from agentrt.errors import ConfigError
-from agentrt.middleware.defaults import STAGES, default_deadline, default_options
+from agentrt.middleware.defaults import DEADLINES, STAGES, default_deadline, default_options
 from agentrt.middleware.retry_budget import RetryBudget
 from agentrt.middleware.telemetry import Telemetry
-from agentrt.pipeline import ORDER, Pipeline
+from agentrt.order import ORDER, check_stage
+from agentrt.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from agentrt.config import Config, StageOptions
     from agentrt.tools import Tool
 
 __all__ = ["Pipelines", "Placement"]
+
+KINDS = (*DEADLINES, "call")
+"""The kinds that have names of ours."""
 
 Scope = Literal["global", "kind", "agent", "tool"]
 
@@ -84,11 +88,8 @@ class Pipelines:
                 f"{_name(placement.stage)} is registered too late: a call has been made. Register stages before "
                 "the first run, in `configure(runtime)` or right after the runtime is made"
             )
-        if not callable(placement.stage):
-            raise ConfigError(
-                f"a stage is a function or an object with `async def __call__(self, call, call_next)`, not "
-                f"{placement.stage!r}"
-            )
+        check_stage(placement.stage)
+        _check_kind(placement.kind)
         for anchor in (placement.outside, placement.inside):
             if anchor is not None and anchor not in ORDER:
                 raise ConfigError(f"there is no stage named {anchor!r}; the places are {', '.join(ORDER)}")
@@ -190,6 +191,19 @@ class Pipelines:
         every = [*self._placements, *own]
         wanted = [p for p in every if p.concerns(kind, agent_name, None if tool is None else tool.name)]
         return sorted(wanted, key=lambda placement: _RANK[placement.scope])
+
+
+def _check_kind(kind: object) -> None:
+    """Kinds are the user's to name, but one that is nearly one of ours would silently concern nothing."""
+    if kind is None or kind in KINDS:
+        return
+    if not isinstance(kind, str):
+        raise ConfigError(f"kind must be a name such as {', '.join(map(repr, KINDS))}, not {kind!r}")
+    import difflib
+
+    near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.75)
+    if near:
+        raise ConfigError(f"no call has the kind {kind!r}; did you mean {near[0]!r}?")
 
 
 def _as_placement(entry: Any, **narrowed: str) -> Placement:

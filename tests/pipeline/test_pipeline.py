@@ -526,3 +526,51 @@ def test_a_deadline_alone_is_nothing_to_warn_of_but_a_chosen_limit_that_does_not
     assert pipeline.problems() == []
     (problem,) = pipeline.replace(Timeout(attempt=60)).problems()
     assert "a first retry could never start" in problem
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"idempotent": "no"}, "idempotent must be True or False, not 'no'"),
+        ({"target": ""}, "target must be a name, not ''"),
+        ({"target": 3}, "target must be a name, not 3"),
+        ({"deadline": 0}, "deadline must be a number of seconds more than 0, not 0"),
+    ],
+)
+def test_what_a_default_pipeline_cannot_be_made_of(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Pipeline.default(**options)
+    assert str(caught.value) == says
+
+
+def test_what_is_no_stage_cannot_be_placed_or_replace_one() -> None:
+    pipeline = Pipeline.default()
+    with pytest.raises(ConfigError, match="a stage is an async function"):
+        pipeline.place(3, outside="retry")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a stage is an async function"):
+        pipeline.replace(Retry)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="replace takes a stage"):
+        pipeline.replace("retry")  # type: ignore[arg-type]
+
+
+@scenario
+async def test_the_usual_mistakes_with_call_are_explained() -> None:
+    async def charge(amount: int) -> int:
+        return amount
+
+    async def numbers() -> Any:
+        yield 1
+
+    async def said(*arguments: Any) -> str:
+        with pytest.raises(TypeError) as caught:
+            await Pipeline.default().call(*arguments)
+        return " ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+
+    assert "give it an async function" in await said(lambda: 3)
+    assert "call(function, 3), not function(3)" in await said(coroutine := charge(3))
+    coroutine.close()
+    assert "pipeline.stream(function" in await said(numbers)
+    pipeline = Pipeline.default()
+    await pipeline.call(charge, 1)
+    with pytest.raises(TypeError, match=r"Pipeline\.call\(\) missing"):
+        await pipeline.call()  # type: ignore[call-overload]

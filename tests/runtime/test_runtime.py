@@ -114,7 +114,7 @@ async def test_a_wrong_place_is_refused_at_once(where: dict[str, str], says: str
 
 async def test_what_is_no_stage_is_refused() -> None:
     async with Runtime() as rt:
-        with pytest.raises(ConfigError, match="a stage is a function"):
+        with pytest.raises(ConfigError, match="a stage is an async function"):
             rt.use(3)  # type: ignore[arg-type]
 
 
@@ -368,3 +368,25 @@ async def test_agents_of_one_run_are_not_kept() -> None:
 async def test_a_wrong_option_is_told_when_the_runtime_is_made(tables: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Runtime(Config(tables))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("modle", "did you mean 'model'"), ("tools", "did you mean 'tool'"), (3, "kind must be a name")],
+)
+async def test_a_kind_that_is_nearly_one_of_ours_is_refused(kind: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Runtime().use(naming("x", []), kind=kind)
+
+
+async def test_a_kind_of_the_users_own_is_taken() -> None:
+    Runtime().use(naming("x", []), kind="payment")
+
+
+async def one_argument(call: Any) -> Any:
+    return call
+
+
+async def test_a_stage_that_cannot_be_called_as_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'one_argument' must take two arguments, \(call, call_next\)"):
+        Runtime().use(one_argument)  # type: ignore[arg-type]
