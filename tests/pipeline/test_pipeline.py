@@ -567,8 +567,9 @@ async def test_the_usual_mistakes_with_call_are_explained() -> None:
         return " ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
 
     assert "give it an async function" in await said(lambda: 3)
-    assert "call(function, 3), not function(3)" in await said(coroutine := charge(3))
-    coroutine.close()
+    called = charge(3)
+    assert "call(function, 3), not function(3)" in await said(called)
+    called.close()
     assert "pipeline.stream(function" in await said(numbers)
     pipeline = Pipeline.default()
     await pipeline.call(charge, 1)
