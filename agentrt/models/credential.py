@@ -42,7 +42,8 @@ class Credential:
     async def get(self) -> str | None:
         """The key, or None if there is none and none is needed. A reference is resolved once.
 
-        Raises PermanentError (the target's fault) if a key is required and missing.
+        Raises PermanentError (the target's fault) if a key is required and missing, or its reference leads to none:
+        another target may have one. A provider of secrets that cannot be reached now raises its own errors.
         """
         if self._key is not None:
             return self._key
@@ -52,11 +53,19 @@ class Credential:
                     f"{self._owner}: the key is the reference {self._reference}, and only a runtime resolves "
                     f"those: run this client in a Runtime, or give the key itself ({self._setting})"
                 )
-            self._key = self._checked((await self._host.secret(self._reference)).strip())
+            self._key = self._checked((await self._resolved(self._host, self._reference)).strip())
             return self._key
         if self._required:
             raise PermanentError(f"{self._owner}: there is no API key: set {self._setting}", fault="target")
         return None
+
+    async def _resolved(self, host: Host, reference: str) -> str:
+        try:
+            return await host.secret(reference)
+        except PermanentError as error:
+            # Not found, not readable, not of the form: for the provider a fault of the request, for us no key.
+            why = str(error).removeprefix(f"{reference}: ")
+            raise PermanentError(f"{self._owner}: api_key = {reference}: {why}", fault="target") from error
 
     def refused(self) -> None:
         """The provider did not take the key: resolve a reference anew when it is next needed."""

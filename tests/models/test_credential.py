@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import pytest
 
+from agentrt.agent import Agent
 from agentrt.clock import SystemClock
+from agentrt.config import Config
 from agentrt.errors import ConfigError, PermanentError
 from agentrt.models.credential import Credential
 from agentrt.models.openai import OpenAI
+from agentrt.models.scripted import Scripted
+from agentrt.runtime import Runtime
+from agentrt.secrets.protocol import (
+    SecretDenied,
+    SecretError,
+    SecretInvalid,
+    SecretNotFound,
+    SecretUnavailable,
+)
 from agentrt.testing.fault_server import Fault, FaultServer
 from tests.models.asking import ask, partly
+
+
+class Closed:
+    """A host whose secrets cannot be had, for a reason."""
+
+    def __init__(self, reason: Exception) -> None:
+        self.clock = SystemClock()
+        self._reason = reason
+
+    async def secret(self, reference: str, /) -> str:
+        raise self._reason
 
 
 class Vault:
@@ -69,6 +91,47 @@ async def test_a_reference_is_resolved_once_when_it_is_needed() -> None:
 async def test_a_reference_without_a_runtime_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"secret://env/KEY, and only a runtime resolves those"):
         await credential("secret://env/KEY").get()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [SecretNotFound, SecretDenied, SecretInvalid])
+async def test_a_reference_that_leads_to_no_key_is_the_targets_fault(kind: type[SecretError]) -> None:
+    reason = kind("secret://env/KEY: it is not there")
+    key = credential("secret://env/KEY")
+    key.open(Closed(reason))
+    with pytest.raises(PermanentError) as caught:
+        await key.get()
+    assert str(caught.value) == "openai: api_key = secret://env/KEY: it is not there"
+    assert (caught.value.fault, caught.value.executed) == ("target", False)
+    assert caught.value.__cause__ is reason
+
+
+@pytest.mark.asyncio
+async def test_a_provider_of_secrets_that_cannot_be_reached_stays_a_transient_failure() -> None:
+    key = credential("secret://env/KEY")
+    key.open(Closed(SecretUnavailable("sealed")))
+    with pytest.raises(SecretUnavailable):
+        await key.get()
+
+
+@pytest.mark.asyncio
+async def test_without_the_secret_of_one_model_the_next_one_answers() -> None:
+    config = Config({"models": {"openai": {"api_key": "secret://env/AGENTRT_TEST_NOT_SET"}}})
+    Scripted.script("spare", ["from the spare"])
+
+    class Alone(Agent):
+        model = "openai:gpt-5-mini"
+
+    class Asks(Agent):
+        model = ("openai:gpt-5-mini", "scripted:spare")
+
+    async with Runtime(config) as runtime:
+        assert (await runtime.run(Asks(), "hi")).text == "from the spare"
+        with pytest.raises(
+            PermanentError,
+            match=r"^openai: api_key = secret://env/AGENTRT_TEST_NOT_SET: the environment variable .* is not set",
+        ):
+            await runtime.run(Alone(), "hi")
 
 
 @pytest.mark.asyncio
