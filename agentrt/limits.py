@@ -68,8 +68,8 @@ class Counters:
 
 def _check(name: str, used: int, limit: int | None) -> None:
     if limit is not None and used > limit:
+        unit = name.removesuffix("s" if limit == 1 else "").replace("_", " ")
         raise RunLimitExceeded(
-            f"this run may use {limit} {name.replace('_', ' ')} and wants another; raise limits.{name} "
-            "if that is too few",
+            f"this run may use {limit} {unit} and wants another; raise limits.{name} if that is too few",
             limit=name,
         )

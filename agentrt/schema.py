@@ -23,6 +23,9 @@ __all__ = ["Arguments", "Output", "OutputError", "ToolArgumentError", "encode_re
 
 T = TypeVar("T")
 
+SHOWN_CHARACTERS = 80
+"""How much of an answer that does not fit its message shows."""
+
 
 class ToolArgumentError(ToolError):
     """The model called a tool with arguments that do not fit; the message is written for the model.
@@ -36,7 +39,10 @@ class ToolArgumentError(ToolError):
 
 
 class OutputError(ToolError):
-    """The model's answer does not fit the output type; the message is written for the model."""
+    """The model's answer does not fit the output type; the message is written for the model.
+
+    It is one clause about "it", the answer, and ends with how the answer begins.
+    """
 
 
 # --- arguments -----------------------------------------------------------------------------------------
@@ -232,13 +238,15 @@ class Output(Struct, Generic[T], frozen=True, eq=False):
     def decode(self, text: str | bytes) -> T:
         """The value; raises `OutputError`, worded for the model. Markdown's code fences around it are passed over."""
         data = _unfenced(text)
+        if not data.strip():
+            raise OutputError("it is empty")
         try:
             if self.wrapped:
-                arguments = self.decoder.decode(data or b"null")
+                arguments = self.decoder.decode(data)
             else:
                 arguments = self.decoder.convert({"result": _decode_json(data)}, is_json=True)
         except ToolArgumentError as error:
-            raise OutputError(_as_answer(str(error))) from error
+            raise OutputError(f"{_as_answer(str(error))}: {_beginning(data)}") from error
         return typing.cast("T", arguments["result"])
 
 
@@ -274,7 +282,16 @@ def _unfenced(text: str | bytes) -> bytes:
 def _as_answer(message: str) -> str:
     message = message.removeprefix("argument `result`: ").replace("$.result", "$")
     message = message.replace("the arguments are not", "it is not").replace("the arguments must", "it must")
-    return f"the answer does not fit: {message.replace('argument', 'field')}"
+    if invalid := re.fullmatch(r"(it is not valid JSON): (?:JSON is malformed: )?(.*)", message, re.DOTALL):
+        reason = re.sub(r" \((byte \d+)\)$", r" at \1", invalid[2])
+        return f"{invalid[1]} ({reason[:1].lower()}{reason[1:]})"
+    return message.replace("argument", "field")
+
+
+def _beginning(data: bytes) -> str:
+    """The first characters of an answer, in quotes."""
+    text = data[: 4 * SHOWN_CHARACTERS + 4].decode("utf-8", "replace").strip()
+    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...")
 
 
 # --- results -------------------------------------------------------------------------------------------

@@ -352,20 +352,23 @@ def test_code_fences_are_passed_over(text: str | bytes) -> None:
 @pytest.mark.parametrize(
     ("type_", "text", "message"),
     [
-        (Point, "I think 4", "the answer does not fit: it is not valid JSON: "),
-        (Point, "", "the answer does not fit: it is not valid JSON: "),
-        (Point, '{"x": "a"}', "the answer does not fit: expected int, got str at $.x"),
-        (Point, '{"x": 1}, "result": {"x": 2}', "the answer does not fit: it is not valid JSON: "),
-        (Point, '{"x": 1, "q": 2}', "the answer does not fit: there is no field `q` at $"),
-        (Point, "[]", "the answer does not fit: expected object, got array at $"),
-        (Model, '{"x": "a"}', "the answer does not fit: input should be a valid integer"),
-        (int, "4", "the answer does not fit: it must be a JSON object, not a number"),
-        (int, "{}", "the answer does not fit: field `result` is missing"),
-        (int, '{"result": "a"}', "the answer does not fit: expected int, got str at $"),
+        (Point, "I think 4", "it is not valid JSON (invalid character at byte 0): 'I think 4'"),
+        (Point, '{"x": ', "it is not valid JSON (input data was truncated): '{\"x\":'"),
+        (int, "I think 4", "it is not valid JSON (invalid character at byte 0): 'I think 4'"),
+        (Point, "", "it is empty"),
+        (int, " \n", "it is empty"),
+        (Point, '{"x": "a"}', "expected int, got str at $.x"),
+        (Point, '{"x": 1}, "result": {"x": 2}', "it is not valid JSON ("),
+        (Point, '{"x": 1, "q": 2}', "there is no field `q` at $"),
+        (Point, "[]", "expected object, got array at $"),
+        (Model, '{"x": "a"}', "input should be a valid integer"),
+        (int, "4", "it must be a JSON object, not a number"),
+        (int, "{}", "field `result` is missing"),
+        (int, '{"result": "a"}', "expected int, got str at $"),
         (
             int,
             '{"result": 1, "q": 2}',
-            "the answer does not fit: there is no field `q`; the fields are `result`",
+            "there is no field `q`; the fields are `result`",
         ),
     ],
 )
@@ -373,6 +376,12 @@ def test_an_answer_that_does_not_fit_is_told_precisely(type_: Any, text: str, me
     with pytest.raises(OutputError) as caught:
         output_decoder(type_).decode(text)
     assert str(caught.value).startswith(message)
+
+
+def test_of_a_long_answer_that_does_not_fit_the_first_80_characters_are_told() -> None:
+    with pytest.raises(OutputError) as caught:
+        output_decoder(Point).decode("ab" * 1000)
+    assert str(caught.value) == f"it is not valid JSON (invalid character at byte 0): '{'ab' * 40}...'"
 
 
 def test_an_output_type_without_json_form_is_refused() -> None:

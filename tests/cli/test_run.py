@@ -284,7 +284,7 @@ def test_a_limit_ends_the_run_with_exit_code_1(project: Path) -> None:
     )
     ended = agentrt("run", "two:two", "hi", "--set", "run.limits.model_calls=1", cwd=project)
     assert ended.code == 1
-    assert ended.err.startswith("error: this run may use 1 model calls and wants another")
+    assert ended.err.startswith("error: this run may use 1 model call and wants another")
     assert "Traceback" not in ended.err
 
 

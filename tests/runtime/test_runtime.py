@@ -299,7 +299,7 @@ async def test_configured_limits_win_over_the_agents_own_and_leave_the_others() 
     async with Runtime(config, models={"fake": FakeModel(*[again] * 9)}) as rt:
         with pytest.raises(RunLimitExceeded, match="may use 2 tool calls"):
             await rt.run(Limited, "go")
-        with pytest.raises(RunLimitExceeded, match="may use 1 model calls"):
+        with pytest.raises(RunLimitExceeded, match="may use 1 model call and wants another"):
             await rt.run(Limited, "go", limits=Limits(model_calls=1))
 
 
