@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import click
 import msgspec
 from msgspec import Struct
 
+from agentrt.agent import Agent
+from agentrt.cli.model_targets import called_targets, check_model, declared_models
 from agentrt.cli.project import Project, make_runtime, project_options, read_config
 from agentrt.cli.report import OK, USAGE, UserCodeError, traceback_lines, wants_full_traceback
 from agentrt.cli.target import load_target
@@ -18,9 +20,8 @@ from agentrt.cli.terminal import Style, Terminal
 from agentrt.config import Config
 from agentrt.errors import AgentrtError, ConfigError
 from agentrt.hosting import Hosted, host
-from agentrt.models.credential import Credential
-from agentrt.models.local import Local
-from agentrt.models.local import _find as find_weights
+from agentrt.limits import Limits
+from agentrt.memory.sqlite import SqliteMemory
 from agentrt.plugins import list_plugins
 from agentrt.runtime import Runtime
 
@@ -96,9 +97,11 @@ class Findings:
         self.found.append(Finding("warning", about, text))
 
     def problem(self, about: str, text: str) -> None:
-        finding = Finding("problem", about, text)
-        if finding not in self.found:  # two steps may meet the same mistake
-            self.found.append(finding)
+        for known in self.found:
+            # Two steps may meet the same mistake, one of them with a word more about where.
+            if known.state == "problem" and (text in known.text or known.text in text):
+                return
+        self.found.append(Finding("problem", about, text))
 
     def step(self, about: str, work: Callable[[], T]) -> T | None:
         """The result of `work`, or None if it fails, which is a problem then. Its warnings are noted, too."""
@@ -150,67 +153,84 @@ def _check_project(project: Project, findings: Findings) -> None:
     findings.ok("target", f"{project.target.text} is imported")
     for prefix in config.models:
         findings.step("model", config.model(prefix).make)
+    findings.step("memory", lambda: config.make(SqliteMemory, "memory"))
     runtime = findings.step("runtime", lambda: make_runtime(project))
     hosted = findings.step("agent", lambda: host(project.target.value, factory=project.factory))
     if hosted is None or runtime is None:
         return
     findings.ok("agent", _described(hosted))
-    declared = config.agent.models or getattr(hosted.subject, "model", None) or []
-    models = [declared] if isinstance(declared, str) else list(declared)
-    for model, error in asyncio.run(_check_models(runtime, models)):
-        if error is None:
-            findings.ok("model", model)
-        else:
-            findings.failed("model", error)
-    pipelines = findings.step("pipelines", lambda: runtime.explain(hosted))
-    if pipelines is not None:
-        findings.ok("pipelines", f"{len(pipelines)}: {', '.join(name for name, _ in pipelines)}")
-        for name, pipeline in pipelines:
-            for problem in pipeline.problems():
-                findings.warning("pipelines", f"{name}: {problem}")
+    asyncio.run(_check_agent(runtime, hosted, findings))
     if findings.step("secrets", config.secrets().make) is not None:
         findings.ok("secrets", f"from {config.secrets().name}")
     findings.ok("telemetry", ", ".join(name for name, _ in runtime.telemetry) or "none")
 
 
 def _described(hosted: Hosted) -> str:
-    tools = list(getattr(hosted.subject, "tools", ()))
-    if not tools:
+    tools = getattr(hosted.subject, "tools", ())
+    if not isinstance(tools, list | tuple) or not tools:
         return hosted.name
     return f"{hosted.name}, with {len(tools)} tool{'' if len(tools) == 1 else 's'}"
 
 
-async def _check_models(runtime: Runtime, models: list[str]) -> list[tuple[str, Exception | None]]:
-    """For each model what its first request would fail with before it is sent, if anything."""
-    outcomes: list[tuple[str, Exception | None]] = []
+async def _check_agent(runtime: Runtime, hosted: Hosted, findings: Findings) -> None:
+    """What the agent declares, and what its calls go through. Closes the runtime."""
     try:
-        for model in models:
-            try:
-                await _check_model(runtime, model)
-            except Exception as error:
-                outcomes.append((model, error))
-            else:
-                outcomes.append((model, None))
+        sound = findings.step("agent", lambda: declared_models(runtime.config, hosted)) is not None
+        if isinstance(hosted.subject, Agent):
+            sound = _check_declarations(runtime, hosted.subject, hosted.name, findings) and sound
+        if not sound:
+            return  # the pipelines cannot be built, for a reason that has been told
+        models = declared_models(runtime.config, hosted)
+        await _check_models(runtime, models, findings)
+        pipelines = findings.step("pipelines", lambda: runtime.explain(hosted))
+        if pipelines is None:
+            return
+        findings.ok("pipelines", f"{len(pipelines)}: {', '.join(name for name, _ in pipelines)}")
+        for name, pipeline in pipelines:
+            for problem in pipeline.problems():
+                findings.warning("pipelines", f"{name}: {problem}")
+            if pipeline.kind == "model":
+                others = [target for target in called_targets(pipeline) if target not in models]
+                await _check_models(runtime, others, findings)
     finally:
         await runtime.aclose()
-    return outcomes
 
 
-async def _check_model(runtime: Runtime, model: str) -> None:
-    prefix, colon, name = model.partition(":")
-    if not colon or not name:
-        raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {model!r}')
-    client = runtime.config.model(prefix).make()
-    check = getattr(client, "check", None)
-    if check is not None:
-        await check(name)
-        return
-    if isinstance(client, Local):
-        find_weights(name)
-    credential = getattr(client, "_credential", None)
-    if isinstance(credential, Credential):
-        credential.open(runtime._plugin_host)
-        await credential.get()
+def _check_declarations(runtime: Runtime, agent: Agent, name: str, findings: Findings) -> bool:
+    """What an `Agent` declares besides its models; whether its pipelines can be built."""
+
+    def tools() -> object:
+        if isinstance(agent.tools, str) or not isinstance(agent.tools, Sequence):
+            raise ConfigError(f"`tools` of {name} must be a list of functions, not {agent.tools!r}")
+        return runtime.tools_of(agent)
+
+    def limits() -> object:
+        if agent.limits is not None and not isinstance(agent.limits, Limits):
+            raise ConfigError(f"`limits` of {name} must be Limits(...), not {agent.limits!r}")
+        return runtime.limits_of(agent)
+
+    def instructions() -> None:
+        if not isinstance(agent.instructions, str) and not callable(agent.instructions):
+            raise ConfigError(
+                f"`instructions` of {name} must be text, or a plain function of the context that returns text, "
+                f"not {agent.instructions!r}"
+            )
+
+    if agent.output is not None:
+        findings.step("output", lambda: runtime.output_parser(agent.output))
+    findings.step("limits", limits)
+    findings.step("agent", instructions)
+    return findings.step("tools", tools) is not None
+
+
+async def _check_models(runtime: Runtime, models: list[str], findings: Findings) -> None:
+    for model in models:
+        try:
+            await check_model(runtime, model)
+        except Exception as error:
+            findings.failed("model", error)
+        else:
+            findings.ok("model", model)
 
 
 def _check_plugins(findings: Findings) -> None:

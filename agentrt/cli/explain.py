@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from agentrt.call import Middleware
+from agentrt.cli.model_targets import called_targets
 from agentrt.cli.onion import Onion, Option, Pen, Stage, as_json, draw
 from agentrt.cli.project import make_runtime, open_project, project_options
 from agentrt.cli.report import OK
 from agentrt.cli.terminal import Terminal
 from agentrt.errors import ConfigError
-from agentrt.hosting import Hosted, host
+from agentrt.hosting import host
 from agentrt.order import Placed, stage_name
 from agentrt.pipeline import Pipeline, StageDescription
 from agentrt.runtime import Runtime
@@ -70,7 +71,7 @@ def explain(
     for label, pipeline in pipelines:
         for problem in pipeline.problems():
             terminal.warning(f"{label}: {problem}")
-    onions = _grouped(_onions(pipelines, runtime, hosted, every=every or json_wanted))
+    onions = _grouped(_onions(pipelines, runtime, every=every or json_wanted))
     onions = _chosen(onions, hosted.name, kind, tool)
     if json_wanted:
         terminal.line(as_json(onions, agent=hosted.name, target=opened.target.text))
@@ -85,27 +86,19 @@ def explain(
 # --- from pipelines to onions --------------------------------------------------------------------------
 
 
-def _onions(
-    pipelines: Sequence[tuple[str, Pipeline]], runtime: Runtime, hosted: Hosted, *, every: bool
-) -> list[Onion]:
+def _onions(pipelines: Sequence[tuple[str, Pipeline]], runtime: Runtime, *, every: bool) -> list[Onion]:
     backends = [name for name, _ in runtime.telemetry]
     return [
         Onion(
             [label.removeprefix("tool:")],
             pipeline.kind,
-            _targets(pipeline, runtime, hosted),
+            called_targets(pipeline) if pipeline.kind == "model" else [pipeline.target],
             pipeline.idempotent,
             Option("deadline", pipeline.deadline, pipeline.sources.get("deadline", "default")),
             _stages(pipeline, backends, every=every),
         )
         for label, pipeline in pipelines
     ]
-
-
-def _targets(pipeline: Pipeline, runtime: Runtime, hosted: Hosted) -> list[str]:
-    if pipeline.kind == "model":
-        return list(runtime.default_targets(hosted.subject))
-    return [pipeline.target]
 
 
 def _stages(pipeline: Pipeline, backends: list[str], *, every: bool) -> list[Stage]:

@@ -142,3 +142,62 @@ def test_a_broken_plugin_that_nobody_uses_is_a_warning(project: Path, command: C
 def test_json(command: Command) -> None:
     findings = json.loads(command("check", "agents:Bot", "--json").out)
     assert {"state": "ok", "about": "model", "text": "scripted:echo"} in findings
+
+
+def test_configured_fallback_targets_are_checked(project: Path, command: Command) -> None:
+    (project / "agentrt.toml").write_text(
+        '[pipeline.model.fallback]\ntargets = ["openai:gpt-5", "scripted:x"]\n'
+    )
+    ended = command("check", "agents:Bot")
+    assert ended.code == 2
+    assert [text for state, about, text in lines(ended.out) if state == "ok" and about == "model"] == [
+        "scripted:echo",
+        "scripted:x",
+    ]
+    assert "openai: there is no API key" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("declaration", "about", "text"),
+    [
+        ("model = None", "agent", "Wrong has no model: "),
+        ("model = 5", "agent", "`model` of Wrong must be a name or a list of names, not 5"),
+        ("output = 'str'", "output", "the output type is `str`, which has no JSON form"),
+        ("limits = 3", "limits", "`limits` of Wrong must be Limits(...), not 3"),
+        ("tools = 3", "tools", "`tools` of Wrong must be a list of functions, not 3"),
+        ("tools = 'ab'", "tools", "`tools` of Wrong must be a list of functions, not 'ab'"),
+        ("instructions = 3", "agent", "`instructions` of Wrong must be text"),
+    ],
+)
+def test_what_an_agent_declares_is_checked_and_each_mistake_told_once(
+    project: Path, command: Command, declaration: str, about: str, text: str
+) -> None:
+    (project / "wrong.py").write_text(
+        f"from agentrt import Agent\nclass Wrong(Agent):\n    model = 'scripted:echo'\n    {declaration}\n"
+    )
+    ended = command("check", "wrong:Wrong")
+    assert ended.code == 2
+    ((where, what),) = [(a, t) for state, a, t in lines(ended.out) if state == "problem"]
+    assert where == about
+    assert what.startswith(text)
+    assert ended.err == "error: 1 problem found\n"
+
+
+def test_an_agent_with_a_run_of_its_own_needs_no_model(project: Path, command: Command) -> None:
+    (project / "own.py").write_text(
+        "from agentrt import Agent\nclass Own(Agent):\n    async def run(self, message): ...\n"
+    )
+    assert command("check", "own:Own").code == 0
+
+
+def test_the_memory_is_checked(project: Path, command: Command) -> None:
+    (project / "agentrt.toml").write_text("[memory]\npath = 3\n")
+    ended = command("check", "agents:Echo")
+    assert ended.code == 2
+    assert [about for state, about, _ in lines(ended.out) if state == "problem"] == ["memory"]
+    assert not (project / ".agentrt").exists()
+
+
+def test_a_model_that_cannot_be_made_is_told_once(command: Command) -> None:
+    ended = command("check", "agents:Bot", "-m", "nope:x")
+    assert len([state for state, *_ in lines(ended.out) if state == "problem"]) == 1

@@ -217,3 +217,12 @@ def test_what_json_cannot_say_is_its_text() -> None:
     )
     document = json.loads(as_json([onion], agent="A", target="t"))
     assert document["calls"][0]["stages"][0]["options"]["on"] == {"value": "len", "source": "d"}
+
+
+def test_configured_fallback_targets_are_what_is_called(travel: Path, command: Command) -> None:
+    with (travel / "agentrt.toml").open("a") as file:
+        file.write('[pipeline.model.fallback]\ntargets = ["scripted:three"]\n')
+    ended = command("explain", "travel:Travel", "--kind", "model")
+    assert ended.out.splitlines()[-1] == "│ │ │ │ │ │ │ ▶ scripted:one → scripted:three"
+    ended = command("explain", "travel:Travel", "--kind", "model", "--set", "pipeline.model.fallback=false")
+    assert ended.out.splitlines()[-1].endswith("▶ scripted:one")

@@ -1,0 +1,69 @@
+"""Which models the calls of an agent go to, and whether they could be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentrt.agent import Agent
+from agentrt.config import Config
+from agentrt.errors import ConfigError
+from agentrt.hosting import Hosted
+from agentrt.order import stage_name
+from agentrt.pipeline import Pipeline
+from agentrt.runtime import Runtime
+
+__all__ = ["called_targets", "check_model", "declared_models", "runs_the_loop"]
+
+
+def called_targets(pipeline: Pipeline) -> list[str]:
+    """The targets of a model pipeline in their order: its own, then those of its fallback stage."""
+    targets = [pipeline.target]
+    for stage in pipeline.stages:
+        if stage_name(stage) == "fallback":
+            targets += [name for name, _ in getattr(stage, "routes", ())]
+    return targets
+
+
+def declared_models(config: Config, hosted: Hosted) -> list[str]:
+    """The models of configuration or class. Raises ConfigError for an `Agent` that has none and needs one."""
+    declared = config.agent.models or getattr(hosted.subject, "model", None)
+    if not declared:
+        if runs_the_loop(hosted):
+            raise ConfigError(
+                f'{hosted.name} has no model: set `model = "openai:gpt-5-mini"` on the class, or -m on the command line'
+            )
+        return []
+    models = [declared] if isinstance(declared, str) else declared
+    if not isinstance(models, Sequence) or not all(isinstance(model, str) for model in models):
+        raise ConfigError(f"`model` of {hosted.name} must be a name or a list of names, not {declared!r}")
+    return list(models)
+
+
+def runs_the_loop(hosted: Hosted) -> bool:
+    """Whether it is an `Agent` with the loop of that class, not a `run` of its own."""
+    return isinstance(hosted.subject, Agent) and type(hosted.subject).run is Agent.run
+
+
+async def check_model(runtime: Runtime, model: str) -> None:
+    """Raise what the first request to `model` would fail with before it is sent, if anything.
+
+    It is done on a client of its own, which is never opened.
+    """
+    from agentrt.models.credential import Credential
+    from agentrt.models.local import Local
+    from agentrt.models.local import _find as find_weights
+
+    prefix, colon, name = model.partition(":")
+    if not colon or not name:
+        raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {model!r}')
+    client = runtime.config.model(prefix).make()
+    check = getattr(client, "check", None)
+    if check is not None:
+        await check(name)
+        return
+    if isinstance(client, Local):
+        find_weights(name)
+    credential = getattr(client, "_credential", None)
+    if isinstance(credential, Credential):
+        credential.open(runtime._plugin_host)
+        await credential.get()
