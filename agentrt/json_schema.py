@@ -57,6 +57,8 @@ _BOUNDS = {
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
 _ARRAYS = ("ListType", "SetType", "FrozenSetType", "VarTupleType", "CollectionType")
 _OBJECTS = ("StructType", "DataclassType", "TypedDictType", "NamedTupleType")
+_UNTAGGED = ("all Struct types must be tagged", "more than one dataclass", "more than one dict-like")
+"""What msgspec says of unions in which nothing tells two objects apart."""
 
 
 class Schemas:
@@ -81,6 +83,12 @@ class Schemas:
             msgspec.json.Decoder(annotation)
         except Exception as error:  # what the user's own classes may raise while they are looked at
             reason = str(error).partition(" is not supported")[0]
+            if any(words in reason for words in _UNTAGGED):
+                union = show(reason.rpartition(" - type ")[2].strip("`"))
+                raise ConfigError(
+                    f"{where}: JSON does not tell the members of `{union}` apart. Make each a class with a tag "
+                    "(`class A(msgspec.Struct, tag=True)`), or take one class"
+                ) from error
             raise ConfigError(
                 f"{where}, which has no JSON form: {reason}. Supported are {SUPPORTED}"
             ) from error

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import os
 import re
 import sys
 import types
@@ -31,6 +32,7 @@ from agentrt.call import ENCLOSING, RUN, Middleware
 from agentrt.errors import TRANSIENT, ConfigError, Label
 from agentrt.models.protocol import ToolSpec
 from agentrt.schema import Arguments, ToolArgumentError, encode_result
+from agentrt.signature import REQUIRED
 from agentrt.threads import WorkerThreads, shared
 
 __all__ = [
@@ -174,6 +176,23 @@ class Tool(Generic[P, R]):
     def encode(self, result: Any) -> str:
         """A result as the model sees it; raises `ConfigError` if it has no JSON form."""
         return encode_result(result, tool=self.name)
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Raise `TypeError` if `arguments`, by name, are not those of the function: before it is called, not from
+        inside. Their values are not looked at."""
+        parameters = {parameter.name: parameter for parameter in self.arguments.signature.parameters}
+        unknown = next((name for name in arguments if name not in parameters and name != self._context), None)
+        missing = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is REQUIRED and name not in arguments
+        ]
+        if unknown is None and not missing:
+            return
+        known = f"it has: {', '.join(parameters)}" if parameters else "it takes none"
+        if unknown is not None:
+            raise TypeError(f"tool {self.name!r} has no parameter {unknown!r}; {known}")
+        raise TypeError(f"tool {self.name!r} needs {', '.join(map(repr, missing))}; {known}")
 
     def classify(self, error: BaseException) -> Label | None:
         """What the tool's author knows about an error: `transient=` types may not happen again."""
@@ -411,10 +430,24 @@ def _made(function: Any) -> Tool[..., Any]:
     kept = getattr(function, "__agentrt_tool__", None)
     if isinstance(kept, Tool) and kept.function is function:
         return kept
-    made: Tool[..., Any] = Tool(function)
+    try:
+        made: Tool[..., Any] = Tool(function)
+    except ConfigError as error:
+        # Of a decorated function the traceback shows the line; this one may be far from where it is used.
+        raise ConfigError(f"{_place(function)}{error}") from error
     if inspect.isfunction(function):
         function.__agentrt_tool__ = made  # type: ignore[attr-defined]
     return made
+
+
+def _place(function: Any) -> str:
+    """ "agents.py:12: ", where a plain function is defined; nothing for what is none."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    if code is None:
+        return ""
+    relative = os.path.relpath(code.co_filename)
+    file = code.co_filename if relative.startswith(os.pardir) else relative
+    return f"{file}:{code.co_firstlineno}: "
 
 
 def _unwrap(function: Any) -> tuple[Any, Literal["instance", "class"] | None]:

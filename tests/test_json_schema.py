@@ -276,6 +276,37 @@ def test_what_has_no_json_form_is_refused_with_reason_and_alternatives(annotatio
     assert "Supported are str, int" in message
 
 
+@dataclasses.dataclass
+class Left:
+    lives: int
+
+
+@dataclasses.dataclass
+class Right:
+    lives: int
+
+
+class Bare(msgspec.Struct):
+    lives: int
+
+
+class Other(msgspec.Struct):
+    lives: int
+
+
+@pytest.mark.parametrize(
+    ("annotation", "union"),
+    [(Left | Right, "Left | Right"), (list[Bare | Other], "Bare | Other"), (Left | Bare, "Left | Bare")],
+)
+def test_classes_that_nothing_tells_apart_are_refused_with_the_remedy(annotation: Any, union: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        schema(annotation)
+    assert str(caught.value) == (
+        f"here: JSON does not tell the members of `{union}` apart. "
+        "Make each a class with a tag (`class A(msgspec.Struct, tag=True)`), or take one class"
+    )
+
+
 def test_pydantic_schemas_are_adopted_into_our_subset() -> None:
     schemas = Schemas()
     made = schemas.adopt(pydantic.TypeAdapter(Model).json_schema(ref_template="#/$defs/{model}"))

@@ -333,6 +333,50 @@ def test_as_tool_makes_one_tool_per_function() -> None:
     assert as_tool(agent.plain)(1) == "a 1"
 
 
+def test_a_plain_function_that_cannot_be_a_tool_is_refused_with_its_line() -> None:
+    place = f"test_tools.py:{unannotated.__code__.co_firstlineno}: "
+    with pytest.raises(ConfigError, match=rf"{place}tool 'unannotated': parameter 'x' has no annotation"):
+        as_tool(unannotated)
+    with pytest.raises(ConfigError, match=r"^'weather' is a str; a tool is a function"):
+        as_tool("weather")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"y": 1}, "tool 'slow' has no parameter 'y'; it has: x, z"),
+        ({"x": 1, "w": 1}, "tool 'slow' has no parameter 'w'; it has: x, z"),
+        ({"z": 1}, "tool 'slow' needs 'x'; it has: x, z"),
+        ({"self": 1}, "tool 'slow' has no parameter 'self'; it has: x, z"),
+        ({"x": 1}, None),
+        ({"x": 1, "z": 2, "ctx": None}, None),
+    ],
+)
+def test_arguments_are_checked_against_the_parameters_before_a_call(
+    arguments: dict[str, Any], message: str | None
+) -> None:
+    class Holder:
+        @tool
+        async def slow(self, ctx: Any, x: int, z: int = 0) -> int:
+            return x + z
+
+    if message is None:
+        Holder().slow.check(arguments)
+        return
+    with pytest.raises(TypeError) as caught:
+        Holder().slow.check(arguments)
+    assert str(caught.value) == message
+
+
+def test_a_tool_without_parameters_says_so() -> None:
+    @tool
+    def now() -> str:
+        return ""
+
+    with pytest.raises(TypeError, match=r"^tool 'now' has no parameter 'y'; it takes none$"):
+        now.check({"y": 1})
+
+
 def test_as_tool_binds_what_was_taken_from_a_class_body() -> None:
     agent = Agent("a")
     assert as_tool(Agent.search, instance=agent) == agent.search
