@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from agentrt.context import Context
     from agentrt.limits import Limits
 
-__all__ = ["Agent"]
+__all__ = ["Agent", "AgentWarning", "check_attributes"]
 
 
 class Agent:
@@ -55,3 +56,62 @@ class Agent:
                 "`async with Runtime() as rt: await rt.run(agent, message)`"
             )
         return await cast("Context", run).converse(self, message)
+
+
+class AgentWarning(UserWarning):
+    """An attribute of an agent that looks like a misspelt one of `Agent`."""
+
+
+def check_attributes(agent: Agent) -> None:
+    """Raise ConfigError for an attribute that cannot be meant: when the agent is hosted, not in its first run."""
+    name = type(agent).__name__
+    for attribute, (is_right, wanted) in _ATTRIBUTES.items():
+        value = getattr(agent, attribute)
+        if not is_right(value):
+            raise ConfigError(f"{name}.{attribute} must be {wanted}, not {value!r}")
+    _warn_of_misspelt(agent)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _is_limits(value: Any) -> bool:
+    from agentrt.limits import Limits
+
+    return value is None or isinstance(value, Limits)
+
+
+_ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (
+        lambda value: value is None or isinstance(value, str) or _is_list(value),
+        'a name such as "openai:gpt-5-mini" or a list of names',
+    ),
+    "instructions": (
+        lambda value: isinstance(value, str) or callable(value),
+        "text, or a function of the context",
+    ),
+    "tools": (_is_list, "a list of functions, for example [search]"),
+    "output": (lambda value: not isinstance(value, str | int | float | list | dict | tuple), "a type"),
+    "settings": (lambda value: isinstance(value, Settings), "Settings(...)"),
+    "limits": (_is_limits, "Limits(...)"),
+    "middleware": (_is_list, "a list of stages"),
+    "on_tool_failure": (lambda value: value in ("tell", "raise"), '"tell" or "raise"'),
+    "scope": (lambda value: value in ("process", "run"), '"process" or "run"'),
+}
+
+
+def _warn_of_misspelt(agent: Agent) -> None:
+    own = {attribute for cls in type(agent).__mro__ if cls not in (Agent, object) for attribute in vars(cls)}
+    for attribute in sorted(own - set(vars(Agent))):
+        if attribute.startswith("_") or callable(getattr(agent, attribute)):
+            continue
+        import difflib
+
+        near = difflib.get_close_matches(attribute, _ATTRIBUTES, n=1, cutoff=0.85)
+        if near:
+            warnings.warn(
+                f"{type(agent).__name__}.{attribute} means nothing to agentrt; did you mean {near[0]!r}?",
+                AgentWarning,
+                stacklevel=2,
+            )
