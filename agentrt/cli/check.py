@@ -134,7 +134,9 @@ class Findings:
             self.problem(about, str(error))
             return
         # A bug in the user's code: the line says what, the traceback on stderr says where.
-        self._terminal.say("".join(traceback_lines(cause, full=self._full)).rstrip("\n"))
+        lines = traceback_lines(cause, full=self._full)
+        if lines:
+            self._terminal.say("".join(lines).rstrip("\n"))
         what = f"{type(cause).__name__}: {cause}"
         self.problem(about, what if cause is error else f"{error}: {what}")
 

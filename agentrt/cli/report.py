@@ -85,15 +85,17 @@ def report(error: BaseException, terminal: Terminal, *, full: bool = False, doin
     if isinstance(error, UserCodeError) and error.__cause__ is not None:
         shown = error.__cause__
     is_known = isinstance(shown, AgentrtError)
-    if full or not is_known:
-        # A mistake in the user's file is shown by Python's own words about it; ours only say what was done.
-        terminal.say("".join(traceback_lines(shown, full=full)).rstrip("\n"))
+    # A mistake in the user's file is shown by Python's own words about it; ours only say what was done.
+    lines = traceback_lines(shown, full=full) if full or not is_known else []
+    if lines:
+        terminal.say("".join(lines).rstrip("\n"))
     if is_known:
         terminal.error(str(error) or type(error).__name__)
     else:
         terminal.error(_summary(error, shown, doing))
-    for note in _notes(error):
-        terminal.say(f"  {note}")
+    if is_known or not lines:  # else the traceback has shown them
+        for note in _notes(error):
+            terminal.say(f"  {note}")
     for hint in _hints(error, shown, is_trimmed=not full and not is_known):
         terminal.hint(hint)
     return exit_code(error)
@@ -114,15 +116,13 @@ def _summary(error: BaseException, shown: BaseException, doing: str) -> str:
 
 def _notes(error: BaseException) -> list[str]:
     """What is worth knowing besides: earlier failures of the same call, what could not be undone."""
-    if not isinstance(error, AgentrtError):
-        return []  # the traceback has shown them
     return [line for note in getattr(error, "__notes__", ()) for line in str(note).splitlines()]
 
 
 def _hints(error: BaseException, shown: BaseException, *, is_trimmed: bool) -> list[str]:
     if isinstance(shown, DeadlineExceeded) and shown.scope == "run":
         return ["give the run more time with --timeout SECONDS, or find out what is slow with --jsonl"]
-    if is_trimmed and _has_hidden_frames(shown):
+    if is_trimmed and _has_own_frames(shown):
         return ["--traceback shows the frames of agentrt as well"]
     return []
 
@@ -135,37 +135,37 @@ _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 def traceback_lines(error: BaseException, *, full: bool) -> list[str]:
     """The traceback of `error` and its causes, without the frames of agentrt and of the import system.
 
-    An error that agentrt's own code raised keeps its frames: they are what is needed to find the mistake.
+    Empty if no other frame is left in any of them: it would only say again what the error says. `full`: everything.
     """
     import traceback
 
     formatted = traceback.TracebackException.from_exception(error)
-    if not full:
-        _trim(formatted, error)
+    if not full and not _trim(formatted, error):
+        return []
     return list(formatted.format())
 
 
-def _trim(formatted: TracebackException | None, error: BaseException | None) -> None:
-    """Take the hidden frames out of a TracebackException, its causes and its members."""
+def _trim(formatted: TracebackException | None, error: BaseException | None) -> bool:
+    """Take the hidden frames out of a TracebackException, its causes and its members; whether it shows a place."""
     if formatted is None or error is None:
-        return
+        return False
     stack = formatted.stack
-    own = [frame for frame in stack if not is_hidden(frame.filename)]
-    if own and (not stack or not is_hidden(stack[-1].filename) or _is_importing(stack[-1].filename)):
-        stack[:] = own
-    elif isinstance(error, SyntaxError):
-        stack[:] = own  # the file and line of the mistake stand below the stack
-    _trim(formatted.__cause__, error.__cause__)
-    _trim(formatted.__context__, error.__context__)
+    stack[:] = [frame for frame in stack if not is_hidden(frame.filename)]
+    # The file and line of a SyntaxError stand below the stack.
+    shows = [bool(stack) or isinstance(error, SyntaxError)]
+    shows.append(_trim(formatted.__cause__, error.__cause__))
+    shows.append(_trim(formatted.__context__, error.__context__))
     members = getattr(error, "exceptions", None)
     for inner, member in zip(getattr(formatted, "exceptions", None) or (), members or (), strict=False):
-        _trim(inner, member)
+        shows.append(_trim(inner, member))
+    return any(shows)
 
 
-def _has_hidden_frames(error: BaseException) -> bool:
-    """Whether frames of ours were left out below the first of the user's: those above say nothing."""
-    hidden = [is_hidden(file) for file in _files(error.__traceback__)]
-    return not all(hidden) and any(hidden[hidden.index(False) :]) and not hidden[-1]
+def _has_own_frames(error: BaseException) -> bool:
+    """Whether frames of ours were left out that may say something: not those above the first of the user's."""
+    files = _files(error.__traceback__)
+    first = next((index for index, file in enumerate(files) if not is_hidden(file)), 0)
+    return any(_is_own(file) for file in files[first:])
 
 
 def _files(traceback: TracebackType | None) -> list[str]:
@@ -178,8 +178,12 @@ def _files(traceback: TracebackType | None) -> list[str]:
 
 def is_hidden(filename: str) -> bool:
     """Whether a frame of this file is agentrt's or the import system's."""
+    return _is_own(filename) or _is_importing(filename)
+
+
+def _is_own(filename: str) -> bool:
     # The coroutines of the composer are made from source, and their file is called "<agentrt ...>".
-    return filename.startswith((_OWN, "<agentrt ")) or _is_importing(filename)
+    return filename.startswith((_OWN, "<agentrt "))
 
 
 def _is_importing(filename: str) -> bool:

@@ -45,7 +45,7 @@ def load_target(text: str, *, app_dir: str = ".") -> Target:
     if not os.path.isdir(app_dir):
         raise ConfigError(f"--app-dir {app_dir}: there is no such folder")
     _put_first(os.path.abspath(app_dir))
-    is_file = place.endswith(".py") or os.sep in place
+    is_file = place.endswith(".py") or os.sep in place or (os.path.isfile(place) and "." in place)
     module = _import_file(place) if is_file else _import_module(place, app_dir)
     return Target(text, module, _attribute(module, place, attribute))
 
@@ -69,6 +69,8 @@ def _import_module(name: str, app_dir: str) -> ModuleType:
 def _import_file(path: str) -> ModuleType:
     if not os.path.isfile(path):
         raise TargetError(_no_file(path))
+    if not path.endswith(".py"):
+        raise TargetError(f"{path} is not a Python file: its name must end in .py")
     folder, file = os.path.split(os.path.abspath(path))
     names = [file.removesuffix(".py")]
     while os.path.isfile(os.path.join(folder, "__init__.py")):

@@ -63,7 +63,7 @@ def test_an_error_of_ours_is_one_message_with_its_notes(capsys: pytest.CaptureFi
 def test_an_error_without_words_is_called_by_its_class(capsys: pytest.CaptureFixture[str]) -> None:
     report(AgentrtError(), Terminal())
     report(KeyError(), Terminal(), doing="Bot")
-    assert capsys.readouterr().err == "error: AgentrtError\nKeyError\nerror: Bot failed: KeyError\n"
+    assert capsys.readouterr().err == "error: AgentrtError\nerror: Bot failed: KeyError\n"
 
 
 def test_a_deadline_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,10 +95,32 @@ async def test_frames_of_ours_between_those_of_the_user_are_left_out_and_that_is
     assert "<agentrt pipeline" in capsys.readouterr().err
 
 
-def test_an_error_that_our_own_code_raised_keeps_all_frames() -> None:
+def test_frames_of_ours_are_left_out_even_where_they_raised_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AttributeError) as raised:
         similar_to(1, ["one"])  # type: ignore[arg-type]
-    assert "agentrt/cli/candidates.py" in "".join(traceback_lines(raised.value, full=False))
+    report(raised.value, Terminal(), doing="Bot")
+    err = capsys.readouterr().err
+    assert __file__ in err
+    assert "agentrt/cli/candidates.py" not in err
+    assert err.endswith("hint: --traceback shows the frames of agentrt as well\n")
+    assert "agentrt/cli/candidates.py" in "".join(traceback_lines(raised.value, full=True))
+
+
+def test_an_error_without_a_frame_of_the_users_has_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AttributeError) as raised:
+        similar_to(1, ["one"])  # type: ignore[arg-type]
+    error = raised.value
+    assert error.__traceback__ is not None
+    error.__traceback__ = error.__traceback__.tb_next
+    error.add_note("noted")
+    report(error, Terminal(), doing="Bot")
+    message = str(error)
+    assert capsys.readouterr().err == (
+        f"error: Bot failed: AttributeError: {message}\n  noted\n"
+        "hint: --traceback shows the frames of agentrt as well\n"
+    )
+    report(error, Terminal(), full=True)
+    assert "agentrt/cli/candidates.py" in capsys.readouterr().err
 
 
 @pytest.mark.asyncio

@@ -134,3 +134,10 @@ def test_a_mistake_of_usage_at_import_has_its_line() -> None:
 def test_a_text_without_both_parts_is_no_target(target: str) -> None:
     with pytest.raises(ConfigError):
         load_target(target)
+
+
+@pytest.mark.parametrize("path", ["README.md", "./README.md", "bin/tool"])
+def test_a_file_that_is_no_python_file_is_called_that(path: str) -> None:
+    write(path, "# Hello")
+    with pytest.raises(TargetError, match=f"^{path} is not a Python file: its name must end in .py$"):
+        load_target(f"{path}:A")
