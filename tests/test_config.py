@@ -56,6 +56,18 @@ def refused(load: Load) -> Callable[..., str]:
     return message
 
 
+def test_the_place_of_a_setting_begins_an_error_about_it(load: Load) -> None:
+    config = load("[pipeline]\nuse = ['stages:timing']\n")
+    error = config.where("pipeline.use").error("pipeline.use: there is no module 'stages'")
+    assert str(error) == "agentrt.toml:2: pipeline.use: there is no module 'stages'"
+    config = Config({"pipeline": {"use": ["stages:timing"]}})
+    assert str(config.where("pipeline.use").error("no")) == "in code: no"
+
+
+def test_a_table_of_pyproject_in_agentrt_toml_is_told_what_to_be(refused: Callable[..., str]) -> None:
+    assert refused("[tool.agentrt.log]\nlevel = 'info'\n").endswith("in agentrt.toml write [log]")
+
+
 # --- sources and their order -----------------------------------------------------------------------------
 
 
@@ -209,6 +221,11 @@ def test_a_value_replaces_a_table_and_a_table_a_value(load: Load) -> None:
         ("a = [1,", "agentrt.toml:1: this is not TOML: "),
         ("[runn]\n", "agentrt.toml:1: there is no section [runn]; did you mean 'run'? There are: "),
         ("[retry]\n", "agentrt.toml:1: there is no section [retry]; did you mean [pipeline.retry]?"),
+        (
+            "\n[tool.agentrt.run]\ntimeout = 3\n",
+            "agentrt.toml:2: there is no section [tool]: [tool.agentrt] is for pyproject.toml; in agentrt.toml",
+        ),
+        ("[tool.ruff]\n", "agentrt.toml:1: there is no section [tool]; there are: "),
         ("\nrun = 3\n", "agentrt.toml:2: run must be a table, not 3"),
         (
             "[run]\ntimout = 3",

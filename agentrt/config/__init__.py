@@ -167,6 +167,11 @@ class Config:
         path = tuple(name.split("."))
         return self._tree.origin(path) if self._has(path) else "default"
 
+    def where(self, name: str) -> Where:
+        """The place of the setting of this dotted name, for errors about its value:
+        `raise config.where("pipeline.use").error("pipeline.use: ...")` begins with "agentrt.toml:2: "."""
+        return self._tree.where(*name.split("."))
+
     def settings(self) -> list[Setting]:
         """Everything that is set, in the order of the sections."""
         found = [
@@ -385,7 +390,17 @@ def _fields(cls: type) -> tuple[str, ...]:
 def _unknown_section(tree: Tree, name: str) -> ConfigError:
     if name in STAGES:
         return tree.where(name).error(f"there is no section [{name}]; did you mean [pipeline.{name}]?")
+    if name == "tool" and (inner := _inside_tool(tree.values[name])):
+        return tree.where(name, "agentrt", inner).error(
+            f"there is no section [tool]: [tool.agentrt] is for pyproject.toml; in agentrt.toml write [{inner}]"
+        )
     return tree.where(name).error(f"there is no section [{name}]{choices(name, SECTIONS)}")
+
+
+def _inside_tool(table: Any) -> str | None:
+    """The first section in the table [tool.agentrt] of `table`, if it is one."""
+    own = table.get("agentrt") if isinstance(table, dict) else None
+    return next(iter(own), None) if isinstance(own, dict) else None
 
 
 _SETTINGS: tuple[Path, ...] = (

@@ -62,7 +62,8 @@ class Anthropic:
         url_setting = "ANTHROPIC_BASE_URL, or base_url in [models.anthropic]"
         key_setting = "ANTHROPIC_API_KEY, or api_key in [models.anthropic]"
         url = check_url(
-            self.name, base_url or os.environ.get("ANTHROPIC_BASE_URL") or DEFAULT_URL, url_setting
+            base_url or os.environ.get("ANTHROPIC_BASE_URL") or DEFAULT_URL,
+            "base_url" if base_url else "ANTHROPIC_BASE_URL",
         ).removesuffix("/v1")
         host = host_of(url)
         self._provider = Provider(self.name, host, key_setting, url_setting)

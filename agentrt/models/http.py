@@ -36,17 +36,18 @@ DRAIN_SECONDS = 0.25
 Headers = list[tuple[bytes, bytes]]
 
 
-def check_url(owner: str, url: str, setting: str) -> str:
-    """`url` without a slash at its end. Raises ConfigError if it is not an absolute http or https URL."""
+def check_url(url: str, setting: str) -> str:
+    """`url` without a slash at its end. Raises ConfigError if it is not an absolute http or https URL.
+
+    `setting`: what it was given by, `base_url` or the name of a variable; the message begins with it.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable or any(char.isspace() for char in url):
-        raise ConfigError(
-            f"{owner}: the base URL must look like https://host/path, not {url!r}: correct {setting}"
-        )
+        raise ConfigError(f"{setting} must look like https://host/path, not {url!r}")
     return url.rstrip("/")
 
 
@@ -233,7 +234,7 @@ class Http:
             usable = name.isascii() and name.isprintable() and value.isascii() and value.isprintable()
             if not usable or not name or any(char in name for char in " :"):
                 # The value may be a secret.
-                raise ConfigError(f"{self.provider.name}: the header {name!r} cannot be sent as it is")
+                raise ConfigError(f"headers: {name!r} of {self.provider.name} cannot be sent as it is")
             encoded.append((name.encode(), value.encode()))
         return encoded
 

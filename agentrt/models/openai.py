@@ -61,7 +61,10 @@ class OpenAI:
         options.choice("tool_mode", tool_mode, ("native", "json_schema"))
         url_setting = f"OPENAI_BASE_URL, or base_url in [models.{self.name}]"
         key_setting = f"OPENAI_API_KEY, or api_key in [models.{self.name}]"
-        url = check_url(self.name, base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL, url_setting)
+        url = check_url(
+            base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL,
+            "base_url" if base_url else "OPENAI_BASE_URL",
+        )
         host = host_of(url)
         self._provider = Provider(self.name, host, key_setting, url_setting)
         name = host.rpartition(":")[0]

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from agentrt.config import Config
 from agentrt.errors import ConfigError, PermanentError, ThrottledError, TransientError
 from agentrt.models import http
 from agentrt.models.anthropic import Anthropic
@@ -505,16 +506,33 @@ async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(
     ["localhost:8080", "ftp://host/v1", "https://", "http://h:99999/", "http://a b/", "http://[::1/", "/v1"],
 )
 @pytest.mark.parametrize("make", [OpenAI, Anthropic])
-async def test_a_wrong_base_url_is_a_config_error(make: Any, url: str) -> None:
-    with pytest.raises(ConfigError, match=r"the base URL must look like https://host/path") as caught:
+async def test_a_wrong_base_url_is_a_config_error(
+    make: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) as caught:
         make(base_url=url)
-    assert repr(url) in str(caught.value)
-    assert "_BASE_URL" in str(caught.value)
+    assert str(caught.value) == f"base_url must look like https://host/path, not {url!r}"
+    variable = f"{make.name.upper()}_BASE_URL"
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == f"{variable} must look like https://host/path, not {url!r}"
+
+
+@pytest.mark.parametrize("prefix", ["openai", "anthropic"])
+@pytest.mark.parametrize("option", ["base_url = 'localhost:9'", "headers = { 'a b' = 'c' }"])
+async def test_a_wrong_option_is_told_with_its_own_line(prefix: str, option: str, tmp_path: Path) -> None:
+    file = tmp_path / "agentrt.toml"
+    file.write_text(f"[models.{prefix}]\napi_key = ''\n{option}\n")
+    config = Config.load(file, environ={})
+    name = option.partition(" ")[0]
+    with pytest.raises(ConfigError, match=rf"agentrt\.toml:3: \[models\.{prefix}\] {name}"):
+        config.model(prefix).make()
 
 
 async def test_a_header_that_cannot_be_sent_is_a_config_error_without_its_value() -> None:
     for name, value in (("x-note", "two\r\nlines"), ("x note", "v"), ("", "v"), ("x-ü", "v")):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError, match=rf"^headers: '{name}' of openai cannot be sent") as caught:
             OpenAI(headers={name: value})
         assert "lines" not in str(caught.value)
 
