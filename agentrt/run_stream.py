@@ -27,6 +27,7 @@ class RunStream:
         self._events: deque[Event] = deque()
         self._task: asyncio.Task[RunResult] | None = None
         self._wake: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._raised = False
 
     @property
@@ -42,7 +43,10 @@ class RunStream:
             self._task.cancel()
 
     async def __aenter__(self) -> Self:
+        if self._task is not None:
+            raise RuntimeError("this run has been started already; ask the runtime for another stream")
         self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.ensure_future(self._run())
         self._task.add_done_callback(self._ended)
         return self
@@ -59,12 +63,20 @@ class RunStream:
             if not self._raised and not task.cancelled():
                 task.exception()  # seen: nobody asked for it, and it must not be reported as never retrieved
             return
-        task.cancel()
-        # asyncio.wait leaves the task's outcome alone: the block's own exception, if any, is what counts.
+        interrupted: asyncio.CancelledError | None = None
         while not task.done():
-            await asyncio.wait([task])
+            task.cancel()
+            try:
+                # asyncio.wait leaves the task's outcome alone: the block's own exception, if any, is what counts.
+                await asyncio.wait([task])
+            except asyncio.CancelledError as cancelled:
+                interrupted = (
+                    cancelled  # goes on to the run, as from any awaiting task; it is still not left behind
+                )
         if not task.cancelled():
             task.exception()
+        if interrupted is not None:
+            raise interrupted
 
     def __aiter__(self) -> RunStream:
         return self
@@ -90,8 +102,13 @@ class RunStream:
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)
-        if self._wake is not None:
+        if self._wake is None or self._loop is None:
+            return
+        if asyncio._get_running_loop() is self._loop:
             self._wake.set()
+        else:
+            # A sync tool tells something from its worker thread.
+            self._loop.call_soon_threadsafe(self._wake.set)
 
     def _ended(self, task: asyncio.Task[RunResult]) -> None:
         if self._wake is not None:
