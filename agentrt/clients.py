@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
-from agentrt.call import Call
+from agentrt.call import ENCLOSING, RUN, Call
 from agentrt.errors import ConfigError, PluginError, ResultRejected
 from agentrt.models.protocol import ModelClient, ModelRequest, visible
+from agentrt.plugins import close_plugin
 from agentrt.schema import OutputError
 from agentrt.stream import Stream
 
@@ -35,6 +38,7 @@ class Clients:
         self._given = dict(given or {})
         self._clients: dict[str, ModelClient] = {}
         self._opening: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
 
     def client(self, target: str) -> tuple[ModelClient, str]:
         """The client of a target, perhaps not opened yet, and the model's name for it."""
@@ -45,6 +49,8 @@ class Clients:
             )
         client = self._given.get(prefix) or self._clients.get(prefix)
         if client is None:
+            if self._closed:
+                raise _closing()
             try:
                 client = self._clients[prefix] = self._make(prefix)
             except PluginError as error:
@@ -57,19 +63,32 @@ class Clients:
         prefix = target.partition(":")[0]
         if prefix in self._given:
             return client, model
+        open_ = getattr(client, "open", None)
+        if open_ is None:
+            return client, model
         task = self._opening.get(prefix)
         if task is None:
-            open_ = getattr(client, "open", None)
-            if open_ is None:
-                return client, model
-            task = self._opening[prefix] = asyncio.ensure_future(open_(self._host))
-        if not task.done():
-            await asyncio.shield(task)
-        elif not task.cancelled() and task.exception() is not None:
+            # Outside the run that happens to be first: neither its deadline nor its end concerns the others.
+            context = contextvars.copy_context()
+            context.run(_leave_the_run)
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(open_(self._host), name=f"open {prefix}", context=context)
+            self._opening[prefix] = task
+            task.add_done_callback(partial(self._opened, prefix))
+        if not task.done() or task.cancelled() or task.exception() is not None:
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled() and not _is_cancelled():
+                    raise _closing() from None  # `aclose` cancelled the opening, nobody this call
+                raise
+        return client, model
+
+    def _opened(self, prefix: str, task: asyncio.Task[None]) -> None:
+        failed = task.cancelled() or task.exception() is not None
+        if failed and self._opening.get(prefix) is task:
             # A later call may succeed where this one failed: the weights may be there by then.
             del self._opening[prefix]
-            task.result()
-        return client, model
 
     def gate(self, call: Call[Any]) -> str:
         """Host and credential of a call's target: what a throttled answer speaks for."""
@@ -86,29 +105,42 @@ class Clients:
         if call.stream:
             return await Stream.open(client.stream(asked), visible=visible)
         response = await client.complete(asked)
-        call.record.usage = response.usage
-        if asked.parse is not None and not response.tool_calls:
+        used = call.record.usage
+        call.record.usage = response.usage if used is None else used + response.usage
+        # An answer that was withheld is not malformed: asking again would not help.
+        if asked.parse is not None and not response.tool_calls and response.finish != "content_filter":
             try:
                 asked.parse(response)
             except (ValueError, OutputError) as error:
+                cut = "; it was cut by the length limit" if response.finish == "length" else ""
                 raise ResultRejected(
-                    f"{call.target}: the answer is not what was asked for: {error}", value=response
+                    f"{call.target}: the answer is not what was asked for: {error}{cut}", value=response
                 ) from error
         return response
 
     async def aclose(self) -> None:
         """Close all clients; one that fails to close does not keep the others open."""
-        errors: list[Exception] = []
-        for task in self._opening.values():
-            if not task.done():
-                task.cancel()
+        self._closed = True
+        opening = list(self._opening.values())
+        for task in opening:
+            task.cancel()
+        await asyncio.gather(*opening, return_exceptions=True)
         clients, self._clients, self._opening = self._clients, {}, {}
-        for client in clients.values():
-            close = getattr(client, "aclose", None)
-            if close is not None:
-                try:
-                    await close()
-                except Exception as error:
-                    errors.append(error)
-        if errors:
-            raise errors[0]
+        # All at once, so that one that hangs does not take the time of the others.
+        for outcome in await asyncio.gather(*map(close_plugin, clients.values()), return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+
+def _leave_the_run() -> None:
+    RUN.set(None)
+    ENCLOSING.set(None)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _closing() -> ConfigError:
+    return ConfigError("the model is not asked any more: the runtime is closed")
