@@ -7,16 +7,20 @@ annotated with `Context`, gets the context; its place does not matter.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import functools
 import inspect
 import typing
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from agentrt.call import ENCLOSING, RUN
 from agentrt.context import Context
 from agentrt.errors import ConfigError
 from agentrt.events import TextDelta
 
-__all__ = ["Hosted", "host"]
+__all__ = ["Hosted", "Stay", "host"]
 
 CONTEXT_NAMES = ("ctx", "context")
 
@@ -37,6 +41,17 @@ class Hosted:
         self.streams = inspect.isasyncgenfunction(_function(run))
         self.per_run = getattr(subject, "scope", "process") == "run"
         self.is_managed = hasattr(subject, "__aenter__") and not inspect.isclass(subject)
+        self._again: Callable[[], Hosted] | None = None
+        self._is_taken = False
+
+    def for_run(self) -> Hosted:
+        """What serves the next run: this one, but another for each run of an agent that serves one only."""
+        if not self.per_run or self._again is None:
+            return self
+        if self._is_taken:
+            return self._again()
+        self._is_taken = True
+        return self
 
     async def run(self, message: Any, ctx: Context) -> Any:
         """The agent's output. What an async generator yields is its output: joined if it is text, else a list."""
@@ -47,10 +62,68 @@ class Hosted:
         return await produced
 
 
+class Stay:
+    """Keeps a managed agent entered, from `entered` to `leave`.
+
+    It is entered and left in one task, as task groups and cancel scopes want it, and outside any run: the run that
+    happens to be first may end or be cancelled without taking the agent from the others.
+    """
+
+    def __init__(self, subject: Any) -> None:
+        self._leave = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._is_entered: asyncio.Future[None] = loop.create_future()
+        context = contextvars.copy_context()
+        context.run(_leave_the_run)
+        self._task = loop.create_task(self._stay(subject), name=f"stay {_label(subject)}", context=context)
+
+    async def entered(self) -> None:
+        """Wait until the agent is entered; raises what its `__aenter__` raised."""
+        if not self._is_entered.done():
+            await asyncio.wait([self._is_entered])
+        self._is_entered.result()
+
+    async def leave(self) -> None:
+        """Leave it, or stop entering it; raises what its `__aexit__` raised."""
+        self._leave.set()
+        if not self._is_entered.done():
+            self._task.cancel()
+        try:
+            await asyncio.wait([self._task])
+        except asyncio.CancelledError:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            raise
+        if not self._task.cancelled():
+            self._task.result()
+
+    async def _stay(self, subject: Any) -> None:
+        try:
+            async with subject:
+                self._is_entered.set_result(None)
+                await self._leave.wait()
+        except BaseException as error:
+            if self._is_entered.done():
+                raise
+            if isinstance(error, asyncio.CancelledError):
+                error = ConfigError(f"{_label(subject)} was not entered: the runtime is closed")
+            self._is_entered.set_exception(error)
+            self._is_entered.exception()  # seen: nobody may be waiting any more
+
+
+def _leave_the_run() -> None:
+    RUN.set(None)
+    ENCLOSING.set(None)
+
+
 def host(subject: Any, *, name: str | None = None, factory: bool = False) -> Hosted:
     """Make `subject` ready to run. `factory`: it is a function that makes the agent."""
-    if factory:
-        subject = _made_by(subject)
+    hosted = _host(_made_by(subject) if factory else subject, name)
+    hosted._again = functools.partial(host, subject, name=name, factory=factory)
+    return hosted
+
+
+def _host(subject: Any, name: str | None) -> Hosted:
     if inspect.isclass(subject):
         return _host_class(subject, name)
     if inspect.iscoroutinefunction(subject) or inspect.isasyncgenfunction(subject):

@@ -1,17 +1,17 @@
 """The runtime: owns plugins, pipelines, runs and their end.
 
-As a library it touches nothing global: no signal handler, root logger or tracer provider. What it opens (clients,
-memory, secrets) it opens at first use and closes in reverse.
+As a library it touches nothing global: no signal handler, root logger or tracer provider. What it opens (agents,
+clients, memory, secrets) it opens at first use, and it closes first what uses the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ from agentrt.config import Config
 from agentrt.context import Context
 from agentrt.errors import AgentrtError, ConfigError
 from agentrt.execution import RunResult, execute
-from agentrt.hosting import Hosted, host
+from agentrt.hosting import Hosted, Stay, host
 from agentrt.limits import Counters, Limits
 from agentrt.middleware.defaults import STAGES
 from agentrt.models.protocol import ModelClient, ModelResponse, Part
@@ -49,6 +49,13 @@ T = TypeVar("T")
 
 DEFAULT_MEMORY = Path(".agentrt") / "memory.db"
 CLOSE_SECONDS = 5.0
+LAST_MOMENT = 0.1
+"""Seconds that what does not close in its time has, once it is cancelled."""
+
+MAX_HOSTED = 1000
+"""Functions and instances that are kept ready to run; classes and what has `__aenter__` are all kept."""
+
+Closer = tuple[str, Callable[[], Awaitable[object]]]
 
 
 class Runtime:
@@ -73,8 +80,12 @@ class Runtime:
         self.own_process = own_process
         self._plugin_host = _Host(self)
         self._clients = Clients(self._make_client, self._plugin_host, given=models)
-        self._exits = AsyncExitStack()
-        self._hosted: dict[Any, Hosted] = {}
+        self._closed = False
+        # By identity, beside the agent itself: an agent need not be hashable, nor unlike its equals.
+        self._hosted: dict[int, tuple[Any, Hosted]] = {}
+        self._passing: dict[int, tuple[Any, Hosted]] = {}
+        self._stays: dict[int, Stay] = {}
+        self._opened: list[Any] = []
         self._secrets: SecretsManager | None = None
         self._memory: Any = None
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
@@ -163,26 +174,43 @@ class Runtime:
 
     async def host(self, agent: Any, *, factory: bool = False) -> Hosted:
         """Make an agent ready to run: a class is instantiated once per runtime, `__aenter__` is honoured."""
+        self._check_open()
         if isinstance(agent, Hosted):
-            return agent
-        try:
-            hosted = self._hosted.get(agent)
-        except TypeError as error:
-            raise ConfigError(
-                f"{agent!r} is not an agent: it needs `async def run(self, message)`"
-            ) from error
+            return agent.for_run()
+        key = id(agent)
+        _, hosted = self._hosted.get(key) or self._passing.get(key) or (None, None)
         if hosted is None:
             hosted = host(agent, factory=factory)
-            if not hosted.per_run:
-                if hosted.is_managed:
-                    await self._exits.enter_async_context(hosted.subject)
-                self._hosted[agent] = hosted
+            if hosted.per_run:
+                return hosted
+            if hosted.is_managed or inspect.isclass(agent):
+                self._hosted[key] = (agent, hosted)
+            else:
+                # An agent made anew for each message must not be kept for ever.
+                if len(self._passing) >= MAX_HOSTED:
+                    del self._passing[next(iter(self._passing))]
+                self._passing[key] = (agent, hosted)
+            if hosted.is_managed:
+                self._stays[key] = Stay(hosted.subject)
+        stay = self._stays.get(key)
+        if stay is not None:
+            try:
+                await stay.entered()
+            except Exception:
+                if self._stays.get(key) is stay:
+                    del self._stays[key], self._hosted[key]  # the next run may have more luck
+                raise
         return hosted
 
     async def __aenter__(self) -> Self:
-        for name, backend in self.telemetry:
-            await open_plugin("agentrt.telemetry", name, backend, self._plugin_host)
-            self._exits.push_async_callback(close_plugin, backend)
+        self._check_open()
+        try:
+            for name, backend in self.telemetry:
+                await open_plugin("agentrt.telemetry", name, backend, self._plugin_host)
+                self._opened.append(backend)
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -194,15 +222,33 @@ class Runtime:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close agents, memory, clients and secrets, in reverse of their opening, within 5 s."""
+        """Close agents, clients, memory, telemetry and secrets, in this order, within 5 s.
+
+        No run can be started from now on. What fails to close does not keep the others open; the first such error
+        is raised at the end, or an `AgentrtError` that names what did not end in time.
+        """
+        self._closed = True
+        closers: list[Closer] = [
+            (f"the agent {self._hosted[key][1].name}", stay.leave)
+            for key, stay in reversed(self._stays.items())
+        ]
+        closers.append(("the model clients", self._clients.aclose))
+        if self._memory is not None:
+            closers.append(("the memory", functools.partial(close_plugin, self._memory)))
+        closers += [("telemetry", functools.partial(close_plugin, b)) for b in reversed(self._opened)]
+        if self._secrets is not None:
+            closers.append(("the secrets", self._secrets.aclose))
+        self._stays, self._hosted, self._passing, self._opened = {}, {}, {}, []
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                try:
-                    await self._exits.aclose()
-                finally:
-                    await self._clients.aclose()
-        except TimeoutError:
-            raise AgentrtError(f"closing the runtime took longer than {CLOSE_SECONDS:g} s") from None
+            await _close(closers)
+        finally:
+            self._memory = None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError(
+                "this runtime is closed; make another, and run agents inside its `async with` block"
+            )
 
     # --- Services: what a context asks for -------------------------------------------------------------
 
@@ -253,20 +299,20 @@ class Runtime:
     async def memory(self) -> Any:
         """The memory store, opened at first use."""
         if self._memory is None:
+            self._check_open()  # while agents are being closed, what is open may still be used
             from agentrt.memory.sqlite import SqliteMemory
 
             defaults = {"path": str(DEFAULT_MEMORY)}
             self._memory = self.config.make(SqliteMemory, "memory", defaults=defaults)
-            self._exits.push_async_callback(self._memory.aclose)
         return self._memory
 
     async def secret(self, name: str) -> str:
         """The value of a secret, by name or `secret://` reference."""
         if self._secrets is None:
+            self._check_open()
             from agentrt.secrets.manager import SecretsManager
 
             self._secrets = SecretsManager.from_config(self.config, self.invoke, host=self._plugin_host)
-            self._exits.push_async_callback(self._secrets.aclose)
         return (await self._secrets.get(name)).reveal()
 
     async def invoke(
@@ -351,6 +397,48 @@ class Runtime:
         own = getattr(agent, "limits", None) or Limits()
         defaults = {**asdict(own), "seconds": self.config.run.timeout_or(own.seconds)}
         return self.config.make(Limits, "run", "limits", defaults=defaults)
+
+
+async def _close(closers: list[Closer]) -> None:
+    """Close one after the other. Whatever hangs has half of the time that is left, the last one all of it, and is
+    then cancelled; what goes on even so is left behind: closing ends in time."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + CLOSE_SECONDS
+    late: list[str] = []
+    problems: list[BaseException] = []
+    interrupted: asyncio.CancelledError | None = None
+    for following, (name, close) in zip(reversed(range(len(closers))), closers, strict=True):
+        task = asyncio.ensure_future(close())
+        rest = max(0.0, end - loop.time())
+        try:
+            await asyncio.wait([task], timeout=rest / 2 if following else max(0.0, rest - LAST_MOMENT))
+            if not task.done():
+                late.append(name)
+                task.cancel()
+                await asyncio.wait([task], timeout=min(LAST_MOMENT, rest))
+        except asyncio.CancelledError as error:
+            # The caller will not wait any longer; each of the others has a chance to do what takes no time.
+            interrupted, end = error, loop.time()
+            task.cancel()
+            await asyncio.wait([task], timeout=LAST_MOMENT)
+        task.add_done_callback(_seen)
+        if task.done() and not task.cancelled() and (problem := task.exception()) is not None:
+            problems.append(problem)
+    if interrupted is not None:
+        raise interrupted
+    if late:
+        raise AgentrtError(
+            f"closing the runtime: {', '.join(late)} did not end in time; all of it has {CLOSE_SECONDS:g} s"
+        ) from (problems[0] if problems else None)
+    if problems:
+        for other in problems[1:]:
+            problems[0].add_note(f"closing failed as well: {type(other).__name__}: {other}")
+        raise problems[0]
+
+
+def _seen(task: asyncio.Future[object]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 class _Host:
