@@ -80,6 +80,7 @@ class Context:
 
     `id`: of the run. `session`: the conversation. `deadline`: loop time in seconds, infinite if there is none.
     `calls`: the calls made so far, each with its record. `usage`: tokens of this run and its child runs.
+    `degraded`: some answer of this run or of a child did not come from its first target.
     """
 
     def __init__(
@@ -105,12 +106,14 @@ class Context:
         self.parent = parent
         self.counters = counters
         self.calls: list[Call[Any]] = []
+        self.degraded = False
         self.loop = asyncio.get_running_loop()
         self.started = started
         self._services = services
         self._agent = agent
         self._sink = sink
         self._sequence = 0
+        self._tool_events = 0
         self._memory: Memories | None = None
 
     # --- what agents use -------------------------------------------------------------------------------
@@ -260,32 +263,47 @@ class Context:
         pipeline = self._services.pipeline(self._agent, "model", targets=targets)
         call = pipeline.new_call(request)
         number = self._model_started(call)
-        response: ModelResponse = await self._send(pipeline, call)
-        self.model_finished(call, number, response)
+        try:
+            response: ModelResponse = await self._send(pipeline, call)
+        finally:
+            self._use(call.record.usage)  # what a rejected answer took was used as well
+        self._model_finished(call, number, response.finish)
         return response
 
     @asynccontextmanager
     async def open_model(
         self, request: ModelRequest, targets: tuple[str, ...]
     ) -> AsyncGenerator[Stream[StreamItem], None]:
-        from agentrt.models.protocol import Finished
+        from agentrt.models.protocol import Finished, ReasoningDelta, TextDelta
 
         self.counters.model_call()
         pipeline = self._services.pipeline(self._agent, "model", targets=targets)
         call = pipeline.new_call(request, True)
         number = self._model_started(call)
         stream: Stream[StreamItem] = await self._send(pipeline, call)
+        seen: list[str] = []
         finished: list[ModelResponse] = []
 
         def see(item: StreamItem) -> None:
-            if isinstance(item, Finished):
+            if isinstance(item, TextDelta | ReasoningDelta):
+                seen.append(item.text)
+            elif isinstance(item, Finished):
                 finished.append(item.response)
+                call.record.usage = item.response.usage
 
         stream.observe(see)
-        async with stream:
-            yield stream
+        try:
+            async with stream:
+                yield stream
+        finally:
+            if not finished:
+                # Broken off: what came until then was used, and nobody says how much it was.
+                from agentrt.models.collect import estimate
+
+                call.record.usage = estimate(request, ModelResponse(text="".join(seen)))
+            self._use(call.record.usage)
         if finished:
-            self.model_finished(call, number, finished[0])
+            self._model_finished(call, number, finished[0].finish)
 
     async def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Any:
         """Call a tool through its pipeline. Direct calls of async tools inside a run come here too."""
@@ -301,11 +319,6 @@ class Context:
         call = pipeline.new_call(function, operation=operation, idempotent=idempotent)
         result: T = await self._send(pipeline, call)
         return result
-
-    @property
-    def degraded(self) -> bool:
-        """True if some answer of this run did not come from its first target."""
-        return any(call.record.error is None and call.record.degraded for call in self.calls)
 
     @property
     def is_watched(self) -> bool:
@@ -365,6 +378,9 @@ class Context:
 
     def collect(self, call: Call[Any]) -> None:
         """Keep a call that has ended, with its record."""
+        record = call.record
+        if record.noted is not None and record.error is None and record.degraded:
+            self.degraded = True
         if len(self.calls) < MAX_CALLS:
             self.calls.append(call)
 
@@ -381,6 +397,8 @@ class Context:
         if RUN.get() is self:
             return await pipeline.send(call)
         # Used outside its own run's code (kept by the user, or by a thread): the call still belongs to this run.
+        call.record.share = deadline = min(call.deadline, self.deadline)
+        call = call.replace(run=self, deadline=deadline)
         token = RUN.set(self)
         try:
             return await pipeline.send(call)
@@ -397,28 +415,37 @@ class Context:
         self._sequence += 1
         return f"{self.id}-{self._sequence}-{name}"
 
+    def number_tool_event(self) -> int:
+        """The next number for a tool_started event: one for each call that the model asks for, good or bad."""
+        self._tool_events += 1
+        return self._tool_events
+
     def _model_started(self, call: Call[Any]) -> int:
         number = self.counters.model_calls
         if self._sink is not None:
             self.emit(events.ModelStarted(run=self.id, at=self.elapsed, call=number, target=call.target))
         return number
 
-    def model_finished(self, call: Call[Any], number: int, response: ModelResponse) -> None:
-        self.counters.usage = self.counters.usage + response.usage
+    def _use(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self.counters.usage = self.counters.usage + usage
+
+    def _model_finished(self, call: Call[Any], number: int, finish: str) -> None:
         if self._sink is None:
             return
         record = call.record
+        usage: Usage = record.usage
         self.emit(
             events.ModelFinished(
                 run=self.id,
                 at=self.elapsed,
                 call=number,
                 target=record.target,
-                finish=response.finish,
+                finish=finish,
                 seconds=record.elapsed,
-                input_tokens=response.usage.input_tokens,
-                output_tokens=response.usage.output_tokens,
-                estimated=response.usage.estimated,
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                estimated=usage.estimated,
                 attempts=max(1, len(record.attempts)),
             )
         )

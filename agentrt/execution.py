@@ -21,8 +21,8 @@ __all__ = ["RunResult", "execute"]
 
 class RunResult(Struct, frozen=True, eq=False):
     """How a run ended. `output`: what the agent returned; `text`: that as text. `usage`: tokens of the run and its
-    children. `degraded`: some answer did not come from its first target. `record`: the calls that were
-    made, in order, each with its record."""
+    children. `degraded`: some answer, here or in a child, did not come from its first target. `record`: the
+    calls that were made, in order, each with its record."""
 
     output: Any
     text: str
@@ -46,6 +46,7 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
     token = RUN.set(ctx)
     started = ctx.elapsed
     armed = _arm(ctx)
+    output: Any = None  # what is left when the agent's own `__aexit__` swallows an exception
     try:
         if hosted.per_run and hosted.is_managed:
             async with hosted.subject:
@@ -62,6 +63,8 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
         RUN.reset(token)
     if armed is not None:
         Timers.of(ctx.loop).disarm(armed)
+    if ctx.degraded and ctx.parent is not None:
+        ctx.parent.degraded = True
     result = RunResult(output, _as_text(output, ctx), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
     ctx.emit(
         events.RunFinished(
@@ -101,9 +104,9 @@ def _failed(ctx: Context, armed: Armed | None, error: BaseException) -> BaseExce
 def _report_failure(ctx: Context, error: BaseException, seconds: float) -> None:
     if not ctx.is_watched:
         return
-    causes = [
-        describe(cause) for call in ctx.calls[-1:] for cause in call.record.errors if cause is not error
-    ]
+    # Only if it is a call that failed: what a good one went through has nothing to do with this error.
+    failed = [call for call in ctx.calls[-1:] if call.record.error is not None]
+    causes = [describe(cause) for call in failed for cause in call.record.errors if cause is not error]
     ctx.emit(
         events.RunFailed(
             run=ctx.id,

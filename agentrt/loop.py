@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from agentrt import events
+from agentrt.call import UNBOUNDED
 from agentrt.context import Context, describe
 from agentrt.errors import (
     CallError,
+    ConfigError,
     DeadlineExceeded,
     PermanentError,
     Refused,
@@ -28,6 +31,7 @@ from agentrt.models.protocol import (
     TextDelta,
     ToolCall,
 )
+from agentrt.timers import Timers
 from agentrt.tools import Tool
 
 if TYPE_CHECKING:
@@ -60,7 +64,8 @@ async def converse(ctx: Context, agent: Agent, message: str | list[Part]) -> Any
 
 
 async def _ask(ctx: Context, request: ModelRequest, targets: tuple[str, ...]) -> ModelResponse:
-    if not (ctx.streaming and ctx.is_watched):
+    # A structured answer is taken as a whole: only before its first item can a bad one be asked for again.
+    if request.parse is not None or not (ctx.streaming and ctx.is_watched):
         return await ctx.send_model(request, targets)
     response: ModelResponse | None = None
     async with ctx.open_model(request, targets) as stream:
@@ -91,7 +96,14 @@ def _answer(ctx: Context, request: ModelRequest, response: ModelResponse) -> Any
 
 def _system(agent: Agent, ctx: Context) -> list[Message]:
     instructions = agent.instructions
-    text = instructions(ctx) if callable(instructions) else instructions
+    text: Any = instructions(ctx) if callable(instructions) else instructions
+    if not isinstance(text, str):
+        if inspect.iscoroutine(text):
+            text.close()
+        raise ConfigError(
+            f"the instructions of {ctx.agent_name} must be text, or a plain function of the context that "
+            f"returns text, not {type(text).__name__}"
+        )
     return [Message(role="system", content=text)] if text else []
 
 
@@ -109,13 +121,21 @@ async def _run_tools(
     if len(calls) == 1:
         return [await _run_tool(ctx, agent, tools, calls[0])]
     tasks = [asyncio.ensure_future(_run_tool(ctx, agent, tools, call)) for call in calls]
+    timers = Timers.of(ctx.loop)
+    # The run's deadline reaches a tool by itself, because it waits for the cleanup that an earlier limit has begun.
+    limits = [timers.arm_at(ctx.deadline, task) for task in tasks] if ctx.deadline < UNBOUNDED else []
     try:
         await asyncio.wait(tasks)
     except asyncio.CancelledError:
+        is_over = any(limit.fired for limit in limits)
         for task in tasks:
-            task.cancel()
+            if not (is_over and task.cancelling()):
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+    finally:
+        for limit in limits:
+            timers.disarm(limit)
     failed = [task for task in tasks if task.cancelled() or task.exception() is not None]
     if failed:
         error = failed[0].exception() if not failed[0].cancelled() else asyncio.CancelledError()
@@ -128,7 +148,7 @@ async def _run_tools(
 
 
 async def _run_tool(ctx: Context, agent: Agent, tools: dict[str, Tool[..., Any]], call: ToolCall) -> Message:
-    number = ctx.counters.tool_calls + 1
+    number = ctx.number_tool_event()
     started = ctx.elapsed
     if ctx.is_watched:
         ctx.emit(

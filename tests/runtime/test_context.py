@@ -1,0 +1,238 @@
+"""What a context gives its agent: calls that belong to the run, tokens, and the small services."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentrt import (
+    Agent,
+    Config,
+    ConfigError,
+    Context,
+    DeadlineExceeded,
+    Limits,
+    PermanentError,
+    Runtime,
+    TransientError,
+    current,
+    tool,
+)
+from agentrt.models.protocol import ModelResponse, Usage
+from agentrt.telemetry.memory import InMemory
+from tests.runtime.doubles import FakeModel, types, wants, watch
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.virtual_time]
+
+
+class Person(msgspec.Struct):
+    name: str
+
+
+class Extractor(Agent):
+    model = "fake:one"
+    output = Person
+
+
+async def test_a_context_that_was_kept_still_makes_calls_of_its_own_run() -> None:
+    kept: list[Context] = []
+
+    async def agent(message: str, ctx: Context) -> str:
+        kept.append(ctx)
+        return message
+
+    async def child(message: str, ctx: Context) -> str:
+        await kept[0].model("for the first", model="fake:x")
+        return message
+
+    async with Runtime(models={"fake": FakeModel("a", "b")}) as rt:
+        await rt.run(agent, "go", limits=Limits(seconds=10))
+        await kept[0].model("hi", model="fake:x")
+        result = await rt.run(child, "go")
+        assert [call.target for call in kept[0].calls] == ["fake:x"] * 2
+        assert result.record == []
+        await asyncio.sleep(20)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await kept[0].model("late", model="fake:x")
+        assert caught.value.scope == "run"
+
+
+async def test_the_tokens_of_a_stream_are_noted_and_those_of_a_broken_one_estimated() -> None:
+    async def agent(message: str, ctx: Context) -> str:
+        await _consume(ctx)
+        whole = ctx.usage
+        assert whole == Usage(10, 5)
+        async with ctx.stream_model("hello", model="fake:x") as stream:
+            async for _ in stream:
+                break
+        assert ctx.usage.estimated
+        assert ctx.usage.total_tokens > whole.total_tokens
+        left = ctx.usage
+        with pytest.raises(TransientError):
+            await _consume(ctx)
+        assert ctx.usage.total_tokens > left.total_tokens
+        return message
+
+    model = FakeModel("one two", "three four", ("some text", TransientError("cut")))  # type: ignore[arg-type]
+    async with Runtime(models={"fake": model}) as rt:
+        await rt.run(agent, "go")
+        backend = rt.telemetry[0][1]
+        assert isinstance(backend, InMemory)
+        assert next(iter(backend)).usage == Usage(10, 5)
+
+
+async def _consume(ctx: Context) -> None:
+    async with ctx.stream_model("hello", model="fake:x") as stream:
+        async for _ in stream:
+            pass
+
+
+async def test_what_rejected_answers_took_is_counted() -> None:
+    async with Runtime(models={"fake": FakeModel('{"x": 1}', '{"name": "Ada"}')}) as rt:
+        result = await rt.run(Extractor, "who?")
+    assert result.output == Person("Ada")
+    assert result.usage == Usage(20, 10)
+
+
+async def test_a_structured_answer_is_asked_for_again_in_a_watched_run_as_well() -> None:
+    model = FakeModel('{"x": 1}', '{"name": "Ada"}')
+    async with Runtime(models={"fake": model}) as rt, rt.stream(Extractor, "who?") as run:
+        seen = [event async for event in run]
+    assert run.result.output == Person("Ada")
+    assert types(seen) == ["run_started", "model_started", "retry", "model_finished", "run_finished"]
+
+
+async def test_a_withheld_structured_answer_is_not_asked_for_again() -> None:
+    model = FakeModel(*[ModelResponse(finish="content_filter")] * 3)
+    async with Runtime(models={"fake": model}) as rt:
+        with pytest.raises(PermanentError, match="content filter"):
+            await rt.run(Extractor, "who?")
+    assert len(model.requests) == 1
+
+
+async def test_a_run_is_degraded_if_its_child_is() -> None:
+    class Two(Agent):
+        model = ("bad:one", "fake:two")
+
+    async def parent(message: str, ctx: Context) -> str:
+        return str((await ctx.run(Two, message)).text)
+
+    models = {"bad": FakeModel(*[TransientError("down")] * 3), "fake": FakeModel("ok")}
+    async with Runtime(models=models) as rt:
+        assert (await rt.run(parent, "go")).degraded
+
+
+async def test_the_causes_of_a_bug_are_not_what_an_earlier_call_overcame() -> None:
+    async def agent(message: str, ctx: Context) -> str:
+        await ctx.model("hi", model="fake:x")
+        raise KeyError("bug")
+
+    seen: list[Any] = []
+    model = FakeModel(TransientError("blip"), "ok")
+    async with Runtime(models={"fake": model}) as rt, rt.stream(agent, "go") as run:
+        await watch(run, seen)
+    assert seen[-1].error == "KeyError"
+    assert seen[-1].causes == []
+
+
+async def test_each_tool_call_of_the_model_has_its_own_number() -> None:
+    @tool
+    async def good() -> str:
+        return "good"
+
+    class Using(Agent):
+        model = "fake:one"
+        tools = (good,)
+
+    calls = [wants("unknown", id="a"), wants("good", id="b")]
+    async with Runtime(models={"fake": FakeModel(calls, "ok")}) as rt, rt.stream(Using, "go") as run:
+        seen = [event async for event in run]
+    started = [event.call for event in seen if event.__struct_config__.tag == "tool_started"]
+    finished = [event.call for event in seen if event.__struct_config__.tag == "tool_finished"]
+    assert started == [1, 2]
+    assert sorted(finished) == [1, 2]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_the_deadline_of_a_run_does_not_cut_a_cleanup_that_a_limit_began(count: int) -> None:
+    ended: list[int] = []
+
+    @tool(timeout=2)
+    async def slow(n: int) -> str:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(5)
+            ended.append(n)
+        return "never"
+
+    class Using(Agent):
+        model = "fake:one"
+        tools = (slow,)
+
+    calls = [wants("slow", f'{{"n": {n}}}', id=str(n)) for n in range(count)]
+    async with Runtime(models={"fake": FakeModel(calls)}) as rt:
+        with pytest.raises(DeadlineExceeded):
+            await rt.run(Using, "go", limits=Limits(seconds=3))
+    assert ended == list(range(count))
+
+
+async def test_instructions_that_are_no_text_are_refused() -> None:
+    class Wrong(Agent):
+        model = "fake:one"
+
+        async def instructions(self, ctx: Context) -> str:  # type: ignore[override]
+            return "hi"
+
+    async with Runtime(models={"fake": FakeModel("ok")}) as rt:
+        with pytest.raises(ConfigError, match=r"must be text, or a plain function .* not coroutine"):
+            await rt.run(Wrong, "go")
+
+
+async def test_the_small_services(caplog: pytest.LogCaptureFixture) -> None:
+    async def key(ctx: Context) -> str | None:
+        return ctx.idempotency_key
+
+    async def agent(message: str, ctx: Context) -> Any:
+        assert current() is ctx
+        assert ctx.idempotency_key is None
+        ctx.log("info", "hello", answer=42)
+        with pytest.raises(ConfigError, match="'loud' is not a log level"):
+            ctx.log("loud", "hello")
+        with pytest.raises(ConfigError, match="the list of models is empty"):
+            await ctx.model("hi", model=[])
+        ctx.warn("nobody watches")
+        answer = await ctx.model(
+            [{"role": "user", "content": "hi"}], model="fake:x", tools=[key], output=Person
+        )
+        return answer, await ctx.tool(key), await ctx.tool(key)
+
+    with caplog.at_level(logging.INFO, "agentrt.run"):
+        async with Runtime(models={"fake": FakeModel('{"name": "Ada"}')}) as rt:
+            result = await rt.run(agent, "go")
+    answer, first, second = result.output
+    assert answer == Person("Ada")
+    assert first != second
+    assert first.startswith(result.run_id)
+    hello, warning = caplog.records
+    assert (hello.getMessage(), hello.context) == ("hello", {"answer": 42})  # type: ignore[attr-defined]
+    assert (warning.levelname, warning.getMessage()) == ("WARNING", "nobody watches")
+
+
+async def test_a_memory_forgets() -> None:
+    async def agent(message: str, ctx: Context) -> int:
+        id = await ctx.memory.add("a cat")
+        await ctx.memory.forget(id)
+        return len(await ctx.memory.search("cat"))
+
+    async with Runtime(Config({"memory": {"path": ":memory:"}})) as rt:
+        assert (await rt.run(agent, "go")).output == 0
+
+
+async def test_outside_a_run_there_is_no_current_one() -> None:
+    with pytest.raises(ConfigError, match="there is no run here"):
+        current()
