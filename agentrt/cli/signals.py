@@ -3,7 +3,8 @@
     SIGINT   cancel the run at once; a second one, while it cleans up, ends the process on the spot
     SIGTERM  let the run go on for 20 s, then cancel it; a second one, or SIGINT, cancels at once
 
-The handlers are Python's, not the event loop's, so that they also act while an agent holds up the loop.
+The handlers are Python's, not the event loop's, so that they also act while an agent holds up the loop. What cannot
+be cancelled then is said after a second, with the way out.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ DRAIN_SECONDS = 20.0
 LAST_SECONDS = 28.0
 """After SIGTERM the process is gone by then, whatever the agent does: supervisors kill after 30 s."""
 
+BLOCKED_SECONDS = 1.0
+"""How long the loop may take to react to SIGINT before the user hears why nothing happens."""
+
+BLOCKED = "the event loop is blocked by code that does not await; Ctrl-C again ends the process"
+
 
 class Signals:
     """Takes SIGINT and SIGTERM for one run, from `__enter__` to `__exit__`.
 
     `cancel` is called, in the loop, to cancel the run. `note` says something to the user. `received` is the first
-    signal that came, `exit_code` the exit code that it asks for. A signal that the process was started to ignore
+    signal that came, `second` the one that cut its time to finish short, `exit_code` the exit code that the first asks
+    for. A signal that the process was started to ignore
     stays ignored.
     """
 
@@ -45,13 +52,17 @@ class Signals:
         note: Callable[[str], object],
         drain_seconds: float = DRAIN_SECONDS,
         last_seconds: float = LAST_SECONDS,
+        blocked_seconds: float = BLOCKED_SECONDS,
     ) -> None:
         self.received: int | None = None
+        self.second: int | None = None
         self._cancel = cancel
         self._note = note
         self._drain_seconds = drain_seconds
         self._last_seconds = last_seconds
+        self._blocked_seconds = blocked_seconds
         self._is_cancelled = False
+        self._has_reacted = False
         self._loop = asyncio.get_running_loop()
         self._previous: dict[int, Any] = {}
         self._draining: asyncio.TimerHandle | None = None
@@ -76,6 +87,7 @@ class Signals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._has_reacted = True
         if self._draining is not None:
             self._draining.cancel()
         for number, previous in self._previous.items():
@@ -88,13 +100,26 @@ class Signals:
         is_first = self.received is None
         if is_first:
             self.received = number
+        else:
+            self.second = number
         # The handler runs in the middle of the loop's system call or of the agent's code: this wakes the loop.
         if is_first and number == signal.SIGTERM:
             self._end_surely()
             self._loop.call_soon_threadsafe(self._drain)
         else:
             self._is_cancelled = True
-            self._loop.call_soon_threadsafe(self._cancel)
+            self._loop.call_soon_threadsafe(self._react)
+            if number == signal.SIGINT:
+                _thread.start_new_thread(self._tell_if_blocked, ())
+
+    def _react(self) -> None:
+        self._has_reacted = True
+        self._cancel()
+
+    def _tell_if_blocked(self) -> None:
+        time.sleep(self._blocked_seconds)
+        if not self._has_reacted:
+            _write_stderr(BLOCKED)
 
     def _drain(self) -> None:
         self._note(f"SIGTERM: the run has {self._drain_seconds:g} s to finish; a second one cancels it")
@@ -109,6 +134,12 @@ class Signals:
         """An agent that blocks the loop, or swallows its cancellation, does not keep the process."""
         # Not threading: we may have interrupted the main thread while it holds that module's lock.
         _thread.start_new_thread(_exit_after, (self._last_seconds,))
+
+
+def _write_stderr(text: str) -> None:
+    """Past sys.stderr, which the interrupted code may hold the lock of; below the ^C that a terminal shows."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{os.linesep if os.isatty(2) else ''}{text}\n".encode())
 
 
 def _exit_after(seconds: float) -> None:

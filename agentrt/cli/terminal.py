@@ -7,6 +7,7 @@ it; what cannot be written to stdout ends the command.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from typing import IO, Literal
 
@@ -96,12 +97,12 @@ class Terminal:
         self.raw(text + "\n")
 
     def raw(self, text: str) -> None:
-        """Write `text` to stderr as it is, now. A line of the result that was begun on the same screen ends first."""
+        """Write `text` to stderr as it is, now. A line of the result that was begun in the same place ends first."""
         err = sys.stderr
         if err is None:
             return
         try:
-            if not self._at_line_start and _is_terminal(sys.stdout) and _is_terminal(err):
+            if not self._at_line_start and _are_one_place(sys.stdout, err):
                 self.write("\n")
             err.write(text)
             err.flush()
@@ -163,6 +164,20 @@ def _is_terminal(stream: IO[str] | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
         return False
+
+
+def _are_one_place(out: IO[str] | None, err: IO[str]) -> bool:
+    """Whether what is written to both stands in one text: on a screen, or in one file or pipe (`2>&1`)."""
+    if out is None:
+        return False
+    if _is_terminal(out) and _is_terminal(err):
+        return True
+    try:
+        first, second = os.fstat(out.fileno()), os.fstat(err.fileno())
+    except (OSError, ValueError):  # closed, or a stream without a file
+        return False
+    # Two streams to /dev/null are no text.
+    return not stat.S_ISCHR(first.st_mode) and os.path.samestat(first, second)
 
 
 def _shows_colour(stream: IO[str] | None) -> bool:

@@ -8,9 +8,9 @@ import signal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agentrt.cli.output import Printer
+from agentrt.cli.output import Lines, Printer
 from agentrt.cli.project import Project, make_runtime
-from agentrt.cli.report import AGENT_ERROR, OK, TERMINATED, report
+from agentrt.cli.report import AGENT_ERROR, OK, report
 from agentrt.cli.signals import DRAIN_SECONDS, Signals
 from agentrt.cli.terminal import Terminal
 from agentrt.hosting import Hosted
@@ -103,17 +103,24 @@ class Turns:
             await self._answer(message, printer, session)
         except asyncio.CancelledError as error:
             printer.failed(error)
-            if signals.exit_code == TERMINATED:
-                self._terminal.error(
-                    f"cancelled: SIGTERM came, and the run did not end within {DRAIN_SECONDS:g} s"
-                )
-            elif signals.exit_code is None:
-                self._terminal.error(f"{self.name} cancelled its own run")
+            self._say_who_cancelled(signals, printer)
             return AGENT_ERROR
         except Exception as error:
             printer.failed(error)
             return report(error, self._terminal, full=self._full, doing=self.name)
         return OK
+
+    def _say_who_cancelled(self, signals: Signals, printer: Printer) -> None:
+        if signals.received is None:
+            self._terminal.error(f"{self.name} cancelled its own run")
+        elif signals.received == signal.SIGTERM:
+            why = f"SIGTERM came, and the run did not end within {DRAIN_SECONDS:g} s"
+            if signals.second is not None:
+                came_first = "a second SIGTERM" if signals.second == signal.SIGTERM else "SIGINT"
+                why = f"{came_first} came while the run had time to finish"
+            self._terminal.error(f"cancelled: {why}")
+        elif isinstance(printer, Lines):
+            self._terminal.error("cancelled by SIGINT")  # a program reads the events, and somebody its log
 
     async def _answer(self, message: str, printer: Printer, session: Session | None) -> None:
         runtime, hosted = await self._opened()

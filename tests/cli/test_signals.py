@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from agentrt.cli.signals import Signals, Terminated, end_at_sigterm
+from agentrt.cli.signals import BLOCKED, Signals, Terminated, end_at_sigterm
 from agentrt.testing import advance
 from tests.cli.commands import agentrt, environment, start
 
@@ -60,8 +61,8 @@ def test_jsonl_tells_of_the_cancellation(launch: Start) -> None:
     process = launch("run", "agents:Slow", "30", "--jsonl")
     begin(process)
     process.send_signal(signal.SIGINT)
-    code, out, _ = end(process)
-    assert code == 130
+    code, out, err = end(process)
+    assert (code, err) == (130, "cleaned up\nerror: cancelled by SIGINT\n")
     assert '"type":"run_failed"' in out.splitlines()[-1]
     assert '"error":"CancelledError"' in out.splitlines()[-1]
 
@@ -83,7 +84,7 @@ def test_a_second_sigterm_cancels(launch: Start) -> None:
     process.send_signal(signal.SIGTERM)
     code, out, err = end(process)
     assert (code, out) == (143, "")
-    assert err.startswith("cleaned up\nerror: cancelled: ")
+    assert err == "cleaned up\nerror: cancelled: a second SIGTERM came while the run had time to finish\n"
 
 
 def test_sigint_after_sigterm_cancels_and_the_first_one_decides_the_exit_code(launch: Start) -> None:
@@ -92,7 +93,9 @@ def test_sigint_after_sigterm_cancels_and_the_first_one_decides_the_exit_code(la
     process.send_signal(signal.SIGTERM)
     begin(process, "SIGTERM: the run has 20 s to finish; a second one cancels it\n")
     process.send_signal(signal.SIGINT)
-    assert end(process)[0] == 143
+    code, _, err = end(process)
+    assert code == 143
+    assert err.endswith("error: cancelled: SIGINT came while the run had time to finish\n")
 
 
 def test_a_second_sigint_ends_a_cleanup_that_does_not(project: Path, launch: Start) -> None:
@@ -126,10 +129,27 @@ def test_a_second_sigint_ends_an_agent_that_blocks_the_loop(project: Path, launc
     process = launch("run", "blocking:blocking", "x")
     begin(process)
     process.send_signal(signal.SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.3)
+    begin(process, f"{BLOCKED}\n")
     process.send_signal(signal.SIGINT)
     assert end(process)[0] == -signal.SIGINT
+
+
+def test_a_notice_does_not_stand_in_the_middle_of_a_line_of_the_answer(project: Path) -> None:
+    (project / "halves.py").write_text(
+        "import asyncio, os, signal\n"
+        "async def halves(message):\n"
+        "    yield 'one '\n"
+        "    await asyncio.sleep(0.05)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    await asyncio.sleep(0.05)\n"
+        "    yield 'half'\n"
+    )
+    command = f"exec {sys.executable} -m agentrt run --stream halves:halves hi 2>&1"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=project, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 143
+    assert done.stdout == "one \nSIGTERM: the run has 20 s to finish; a second one cancels it\nhalf\n"
 
 
 def test_signals_while_a_module_is_imported_or_stdin_is_read(project: Path, launch: Start) -> None:
@@ -255,6 +275,30 @@ async def test_the_process_is_gone_some_time_after_sigterm_whatever_happens(
         os.kill(os.getpid(), signal.SIGTERM)
         await gone.wait()
     assert codes == [143]
+
+
+@pytest.mark.asyncio
+async def test_only_a_loop_that_does_not_react_is_called_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("agentrt.cli.signals._write_stderr", told.append)
+    ended: list[object] = []
+    loop = asyncio.get_running_loop()
+
+    class Watched(Signals):
+        def _tell_if_blocked(self) -> None:
+            super()._tell_if_blocked()
+            loop.call_soon_threadsafe(ended.append, None)
+
+    for blocks in (False, True):
+        run = Run()
+        with Watched(cancel=run.cancel, note=run.notes.append, blocked_seconds=0.02):
+            os.kill(os.getpid(), signal.SIGINT)
+            if blocks:
+                time.sleep(0.2)
+            while len(ended) < 1 + blocks:
+                await asyncio.sleep(0.01)
+        assert run.cancelled == 1
+        assert told == [BLOCKED] * blocks
 
 
 @pytest.mark.asyncio
