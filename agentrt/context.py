@@ -168,8 +168,14 @@ class Context:
     ) -> Any:
         """Ask a model (default: the agent's own) and return its `ModelResponse`, or an `output` if that type is given.
 
-        `tools` are offered to the model, not run: the response's `tool_calls` say what it wants.
+        `tools` are offered to the model, not run: the response's `tool_calls` say what it wants, so they do not go
+        with `output`.
         """
+        if output is not None and tools:
+            raise ConfigError(
+                "ctx.model takes output= or tools=, not both: a model that asks for a tool gives no output; "
+                "the loop of `Agent` has both"
+            )
         request, targets = self.request(messages, model=model, tools=tools, output=output, settings=settings)
         response = await self.send_model(request, targets)
         return response if request.parse is None else request.parse(response)
@@ -190,7 +196,9 @@ class Context:
 
     async def tool(self, tool: Any, /, **arguments: Any) -> Any:
         """Call a tool through the pipeline and return its result."""
-        return await self.call_tool(self._services.tool(self._agent, tool), arguments)
+        found = self._services.tool(self._agent, tool)
+        found.check(arguments)
+        return await self.call_tool(found, arguments)
 
     async def call(
         self,
@@ -267,6 +275,11 @@ class Context:
             response: ModelResponse = await self._send(pipeline, call)
         finally:
             self._use(call.record.usage)  # what a rejected answer took was used as well
+        if not isinstance(response, ModelResponse):
+            raise TypeError(
+                f"a stage around {call.target} returned {response!r} instead of the ModelResponse; "
+                "did it forget `return await call_next(call)`?"
+            )
         self._model_finished(call, number, response.finish)
         return response
 
@@ -306,7 +319,35 @@ class Context:
             self._model_finished(call, number, finished[0].finish)
 
     async def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Any:
-        """Call a tool through its pipeline. Direct calls of async tools inside a run come here too."""
+        """Call a tool that the agent's own code wants, with its events. Direct calls of async tools come here too."""
+        if self._sink is None:
+            return await self.send_tool(tool, arguments)
+        number, started = self.number_tool_event(), self.elapsed
+        text = msgspec.json.encode(arguments, enc_hook=str).decode()
+        self.emit(events.ToolStarted(run=self.id, at=started, call=number, tool=tool.name, arguments=text))
+        failure: str | None = "cancelled"
+        try:
+            result = await self.send_tool(tool, arguments)
+            failure = None
+            return result
+        except Exception as error:
+            failure = describe(error)
+            raise
+        finally:
+            self.emit(
+                events.ToolFinished(
+                    run=self.id,
+                    at=self.elapsed,
+                    call=number,
+                    tool=tool.name,
+                    outcome="ok" if failure is None else "error",
+                    seconds=self.elapsed - started,
+                    error=failure,
+                )
+            )
+
+    async def send_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Any:
+        """Call a tool through its pipeline."""
         self.counters.tool_call()
         pipeline = self._services.pipeline(self._agent, "tool", tool=tool)
         call = pipeline.new_call((tool, arguments, self), key=self._key(tool.name))
@@ -382,7 +423,8 @@ class Context:
         if record.noted is not None and record.error is None and record.degraded:
             self.degraded = True
         if len(self.calls) < MAX_CALLS:
-            self.calls.append(call)
+            # Without what was asked: each request of a conversation holds the whole of it.
+            self.calls.append(call.replace(request=None))
 
     def warn(self, message: str) -> None:
         """Tell the user something: as an event, and in the log if nobody watches."""

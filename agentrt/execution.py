@@ -22,7 +22,7 @@ __all__ = ["RunResult", "execute"]
 class RunResult(Struct, frozen=True, eq=False):
     """How a run ended. `output`: what the agent returned; `text`: that as text. `usage`: tokens of the run and its
     children. `degraded`: some answer, here or in a child, did not come from its first target. `record`: the
-    calls that were made, in order, each with its record."""
+    calls that were made, in order, each with its record (and without its request)."""
 
     output: Any
     text: str
@@ -31,8 +31,16 @@ class RunResult(Struct, frozen=True, eq=False):
     degraded: bool
     record: list[Call[Any]]
 
+    def __repr__(self) -> str:
+        return (
+            f"RunResult(text={self.text!r}, usage={self.usage}, run_id={self.run_id!r}, degraded={self.degraded}, "
+            f"record=<{len(self.record)} calls>)"
+        )
+
 
 async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> RunResult:
+    if not isinstance(message, str | list):
+        raise ConfigError(f"the message must be text or a list of parts, not {message!r}")
     if not message or (isinstance(message, str) and not message.strip()):
         raise ConfigError("the message is empty")
     ctx.emit(

@@ -15,6 +15,7 @@ import typing
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from agentrt.agent import Agent, check_attributes
 from agentrt.call import ENCLOSING, RUN
 from agentrt.context import Context
 from agentrt.errors import ConfigError
@@ -59,7 +60,12 @@ class Hosted:
         produced = self._run(message, **arguments)
         if self.streams or hasattr(produced, "__aiter__"):
             return await _consume(produced, ctx)
-        return await produced
+        output = await produced
+        if inspect.isawaitable(output):
+            if inspect.iscoroutine(output):
+                output.close()
+            raise TypeError(f"{self.name} returned something to await; did it forget `await`?")
+        return output
 
 
 class Stay:
@@ -119,6 +125,8 @@ def _leave_the_run() -> None:
 def host(subject: Any, *, name: str | None = None, factory: bool = False) -> Hosted:
     """Make `subject` ready to run. `factory`: it is a function that makes the agent."""
     hosted = _host(_made_by(subject) if factory else subject, name)
+    if isinstance(hosted.subject, Agent):
+        check_attributes(hosted.subject)
     hosted._again = functools.partial(host, subject, name=name, factory=factory)
     return hosted
 

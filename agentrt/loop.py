@@ -137,6 +137,9 @@ async def _run_tools(
         for limit in limits:
             timers.disarm(limit)
     failed = [task for task in tasks if task.cancelled() or task.exception() is not None]
+    failed.sort(
+        key=lambda task: task.cancelled()
+    )  # a real exception says more than a tool that cancelled itself
     if failed:
         error = failed[0].exception() if not failed[0].cancelled() else asyncio.CancelledError()
         assert error is not None
@@ -160,7 +163,7 @@ async def _run_tool(ctx: Context, agent: Agent, tools: dict[str, Tool[..., Any]]
             known = ", ".join(tools) or "none"
             raise ToolError(f"there is no tool named {call.name!r}; the tools are: {known}")
         arguments = tool.decode(call.arguments)
-        result = await ctx.call_tool(tool, arguments)
+        result = await ctx.send_tool(tool, arguments)
         text = tool.encode(result)
     except Exception as error:
         if not _goes_to_model(error, agent, tools.get(call.name)):

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipelines", "Placement"]
 
+MAX_PIPELINES = 1000
+"""So many composed pipelines are kept."""
+
 KINDS = (*DEADLINES, "call")
 """The kinds that have names of ours."""
 
@@ -106,6 +109,9 @@ class Pipelines:
         built = self._built.get(key)
         if built is None:
             pipeline = self.build(agent, agent_name, kind, tool=tool, targets=targets)
+            if len(self._built) >= MAX_PIPELINES:
+                # Tools that are made anew in each run would fill it; what is dropped is only composed again.
+                del self._built[next(iter(self._built))]
             built = self._built[key] = (pipeline, tuple(own))  # kept, or another stage might get its id
         return built[0]
 

@@ -39,6 +39,7 @@ from agentrt.session import Session
 from agentrt.telemetry import combine
 
 if TYPE_CHECKING:
+    from agentrt.memory.protocol import Memory
     from agentrt.pipeline import Pipeline
     from agentrt.secrets.manager import SecretsManager
     from agentrt.tools import Tool
@@ -62,8 +63,8 @@ class Runtime:
     """Runs agents.
 
     `config`: a `Config` (default: defaults only; `from_config` reads files and the environment). `models`: model
-    clients of your own by prefix; they win over plugins, and you close them. `own_process`: this process is ours
-    (the commands say so): the runtime may then take process-wide things.
+    clients of your own by prefix; they win over plugins, and you close them. `memory`: a store of your own, likewise.
+    `own_process`: this process is ours (the commands say so): the runtime may then take process-wide things.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Runtime:
         config: Config | None = None,
         *,
         models: Mapping[str, ModelClient] | None = None,
+        memory: Memory | None = None,
         own_process: bool = False,
     ) -> None:
-        self.config = Config() if config is None else config
+        self.config = Config() if config is None else _checked("config", config, Config, _CONFIG_HINT)
         # A mistake in the configuration is told at once, not by the first call that it concerns.
         self.config.check_stages(STAGES.values())
         self.limits_of(None)
@@ -87,7 +89,9 @@ class Runtime:
         self._stays: dict[int, Stay] = {}
         self._opened: list[Any] = []
         self._secrets: SecretsManager | None = None
-        self._memory: Any = None
+        self._memory: Memory | None = memory
+        self._memory_is_given = memory is not None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
         self.telemetry = [(table.plugin, table.make()) for table in self.config.telemetry()]
         """The telemetry backends that are on, by name; they are opened with the runtime."""
@@ -98,7 +102,11 @@ class Runtime:
             collect=combine(backend for _, backend in self.telemetry),
         )
         for name in self.config.use:
-            self.use(_import_stage(name))
+            try:
+                self.use(_import_stage(name))
+            except ConfigError as error:
+                where = self.config.where("pipeline.use")
+                raise where.error(f"pipeline.use: {name}: {error}") from error
 
     @classmethod
     def from_config(
@@ -233,7 +241,7 @@ class Runtime:
             for key, stay in reversed(self._stays.items())
         ]
         closers.append(("the model clients", self._clients.aclose))
-        if self._memory is not None:
+        if self._memory is not None and not self._memory_is_given:
             closers.append(("the memory", functools.partial(close_plugin, self._memory)))
         closers += [("telemetry", functools.partial(close_plugin, b)) for b in reversed(self._opened)]
         if self._secrets is not None:
@@ -370,7 +378,17 @@ class Runtime:
         parent: Context | None = None,
     ) -> Context:
         loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise ConfigError(
+                    "a runtime belongs to the event loop of its first run; make another one here"
+                )
+            self._loop = loop
         now = reader(loop)()
+        if limits is not None:
+            _checked("limits", limits, Limits, "Limits(steps=20)")
+        if session is not None:
+            _checked("session", session, Session, "Session()")
         if parent is not None:
             counters, deadline, sink, streaming = parent.counters, parent.deadline, parent._sink, False
         else:
@@ -462,16 +480,25 @@ class _Host:
         return await self._runtime.invoke(kind, target, fn, idempotent=idempotent)
 
 
+_CONFIG_HINT = 'Config.load("agentrt.toml") or Config({"run": {"timeout": 60}})'
+
+
+def _checked(name: str, value: T, wanted: type[Any], hint: str) -> T:
+    if not isinstance(value, wanted):
+        raise ConfigError(f"{name} must be a {wanted.__name__}, for example {hint}, not {value!r}")
+    return value
+
+
 def _import_stage(name: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name is not None and module.startswith(error.name):
-            raise ConfigError(f"pipeline.use: there is no module {module!r}") from error
+            raise ConfigError(f"there is no module {module!r}") from error
         raise
     except AttributeError as error:
-        raise ConfigError(f"pipeline.use: the module {module!r} has no {attribute!r}") from error
+        raise ConfigError(f"the module {module!r} has no {attribute!r}") from error
 
 
 def _agent_name(agent: Any) -> str:

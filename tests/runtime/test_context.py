@@ -206,9 +206,7 @@ async def test_the_small_services(caplog: pytest.LogCaptureFixture) -> None:
         with pytest.raises(ConfigError, match="the list of models is empty"):
             await ctx.model("hi", model=[])
         ctx.warn("nobody watches")
-        answer = await ctx.model(
-            [{"role": "user", "content": "hi"}], model="fake:x", tools=[key], output=Person
-        )
+        answer = await ctx.model([{"role": "user", "content": "hi"}], model="fake:x", output=Person)
         return answer, await ctx.tool(key), await ctx.tool(key)
 
     with caplog.at_level(logging.INFO, "agentrt.run"):

@@ -390,3 +390,118 @@ async def one_argument(call: Any) -> Any:
 async def test_a_stage_that_cannot_be_called_as_one_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'one_argument' must take two arguments, \(call, call_next\)"):
         Runtime().use(one_argument)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Runtime("agentrt.toml"), r"config must be a Config, for example Config\.load"),
+        (
+            lambda: Runtime().run(Assistant, "hi", limits={"steps": 1}),
+            r"limits must be a Limits, for example",
+        ),
+        (lambda: Runtime().run(Assistant, "hi", session="abc"), r"session must be a Session, for example"),
+        (lambda: Runtime().run(Assistant, 3), "the message must be text or a list of parts, not 3"),
+    ],
+)
+async def test_wrong_arguments_are_told_what_they_should_be(make: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        await make()
+
+
+async def test_a_forgotten_await_is_an_error() -> None:
+    async def agent(message: str, ctx: Context) -> Any:
+        return ctx.model(message, model="fake:one")
+
+    async with Runtime(models={"fake": FakeModel("ok")}) as rt:
+        with pytest.raises(TypeError, match="agent returned something to await; did it forget `await`"):
+            await rt.run(agent, "go")
+
+
+async def test_a_stage_that_forgets_to_return_is_told_so() -> None:
+    async def forgetful(call: Call[Any], call_next: Next[Any]) -> Any:
+        await call_next(call)
+
+    async with Runtime(models={"fake": FakeModel("ok")}) as rt:
+        rt.use(forgetful)
+        with pytest.raises(
+            TypeError, match="a stage around fake:one returned None instead of the ModelResponse"
+        ):
+            await rt.run(Assistant, "go")
+
+
+async def test_a_misspelt_argument_of_a_tool_is_told_before_anything_is_called() -> None:
+    async def agent(message: str, ctx: Context) -> Any:
+        return await ctx.tool(weather, town="Oslo")
+
+    async with Runtime() as rt:
+        with pytest.raises(TypeError, match=r"tool 'weather' has no parameter 'town'; it has: city"):
+            await rt.run(agent, "go")
+
+
+async def test_tools_that_the_agents_own_code_calls_have_their_events() -> None:
+    async def agent(message: str, ctx: Context) -> Any:
+        return await ctx.tool(weather, city="Oslo")
+
+    async with Runtime() as rt, rt.stream(agent, "go") as run:
+        seen = [event async for event in run]
+    assert types(seen) == ["run_started", "tool_started", "tool_finished", "run_finished"]
+    assert (seen[1].arguments, seen[2].outcome) == ('{"city":"Oslo"}', "ok")
+
+
+async def test_output_and_tools_exclude_each_other() -> None:
+    async def agent(message: str, ctx: Context) -> Any:
+        return await ctx.model("hi", model="fake:one", tools=[weather], output=int)  # type: ignore[call-overload]
+
+    async with Runtime(models={"fake": FakeModel("ok")}) as rt:
+        with pytest.raises(ConfigError, match="output= or tools=, not both"):
+            await rt.run(agent, "go")
+
+
+async def test_a_memory_of_ones_own_is_used_and_not_closed() -> None:
+    class Notes:
+        closed = False
+
+        async def search(self, query: str, *, limit: int = 5) -> list[str]:
+            return [query]
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    async def agent(message: str, ctx: Context) -> Any:
+        return await ctx.memory.search(message)
+
+    notes = Notes()
+    async with Runtime(memory=notes) as rt:  # type: ignore[arg-type]
+        assert (await rt.run(agent, "cat")).output == ["cat"]
+    assert not notes.closed
+
+
+async def test_pipelines_of_tools_made_anew_in_each_run_do_not_pile_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agentrt.pipelines.MAX_PIPELINES", 5)
+
+    async def agent(message: str, ctx: Context) -> Any:
+        @tool
+        async def fresh() -> str:
+            return message
+
+        return await ctx.tool(fresh)
+
+    async with Runtime() as rt:
+        for number in range(20):
+            assert (await rt.run(agent, f"m{number}")).output == f"m{number}"
+        assert len(rt._pipelines._built) == 5
+
+
+async def test_a_stage_named_in_the_configuration_is_imported_or_its_place_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "agentrt.toml"
+    for name, says in (
+        ("nowhere:stage", "there is no module 'nowhere'"),
+        ("agentrt.errors:nothing", "the module 'agentrt.errors' has no 'nothing'"),
+        ("agentrt:__version__", "a stage is an async function"),
+    ):
+        file.write_text(f'# comment\n[pipeline]\nuse = ["{name}"]\n')
+        with pytest.raises(ConfigError, match=rf"agentrt\.toml:3: pipeline\.use: {name}: {says}"):
+            Runtime.from_config(file)
