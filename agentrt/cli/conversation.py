@@ -20,7 +20,7 @@ from agentrt.cli.output import Text
 from agentrt.cli.report import INTERRUPTED, OK, TERMINATED
 from agentrt.cli.signals import nothing_missed
 from agentrt.cli.terminal import Terminal
-from agentrt.cli.turns import Turns
+from agentrt.cli.turns import Turns, run_in
 from agentrt.session import Session
 
 __all__ = ["converse"]
@@ -32,12 +32,14 @@ def converse(turns: Turns, terminal: Terminal) -> int:
     """Talk until the user has enough; returns the exit code."""
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # it gives `input` editing, and the lines typed before
-    terminal.note(f"{turns.name}: Ctrl-C stops an answer, Ctrl-D ends the conversation.")
     with asyncio.Runner() as runner:
         try:
-            code = _talk(turns, terminal, runner)
+            code = run_in(runner, turns.open()).code
+            if code == OK:
+                terminal.note(f"{turns.name}: Ctrl-C stops an answer, Ctrl-D ends the conversation.")
+                code = _talk(turns, terminal, runner)
         finally:
-            closed = runner.run(turns.close())
+            closed = run_in(runner, turns.close())
     return code or closed
 
 
@@ -61,7 +63,7 @@ def _talk(turns: Turns, terminal: Terminal, runner: asyncio.Runner) -> int:
             return OK
         if not message.strip():
             continue
-        outcome = runner.run(turns.take(message, Text(terminal, tools=True), session=session))
+        outcome = run_in(runner, turns.take(message, Text(terminal, tools=True), session=session))
         if outcome.signal == signal.SIGTERM:
             return TERMINATED
         if outcome.signal == signal.SIGINT:

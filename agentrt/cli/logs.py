@@ -1,7 +1,8 @@
 """Log records and Python's warnings on stderr.
 
 A record is `LEVEL logger: message`, unlike what the command itself says (`error: ...`): a failure that was logged and
-got over must not look like the command's own.
+got over must not look like the command's own. An error of agentrt's that comes again, with every turn of a conversation
+for example, is said once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from agentrt.cli.terminal import Style, Terminal
 __all__ = ["show_logs", "show_warnings"]
 
 DEFAULT_LEVEL = "warning"
+MAX_TOLD = 1000
+"""So many different errors are remembered."""
 _STYLES: dict[int, Style] = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
 
@@ -25,6 +28,17 @@ class _Handler(logging.Handler):
         super().__init__()
         self._terminal = terminal
         self._with_time = with_time
+        self._told: set[tuple[str, str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR or not record.name.startswith("agentrt."):
+            return bool(super().filter(record))
+        what = (record.name, record.getMessage())
+        if what in self._told:
+            return False
+        if len(self._told) < MAX_TOLD:
+            self._told.add(what)
+        return bool(super().filter(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from agentrt.agent import Agent
 from agentrt.config import Config
-from agentrt.errors import ConfigError
+from agentrt.errors import ConfigError, PermanentError, PluginError
 from agentrt.hosting import Hosted
 from agentrt.order import stage_name
 from agentrt.pipeline import Pipeline
 from agentrt.runtime import Runtime
 
-__all__ = ["called_targets", "check_model", "declared_models", "runs_the_loop"]
+__all__ = ["called_targets", "check_can_answer", "check_model", "declared_models"]
 
 
 def called_targets(pipeline: Pipeline) -> list[str]:
@@ -28,7 +28,7 @@ def declared_models(config: Config, hosted: Hosted) -> list[str]:
     """The models of configuration or class. Raises ConfigError for an `Agent` that has none and needs one."""
     declared = config.agent.models or getattr(hosted.subject, "model", None)
     if not declared:
-        if runs_the_loop(hosted):
+        if _runs_the_loop(hosted):
             raise ConfigError(
                 f'{hosted.name} has no model: set `model = "openai:gpt-5-mini"` on the class, or -m on the command line'
             )
@@ -39,9 +39,31 @@ def declared_models(config: Config, hosted: Hosted) -> list[str]:
     return list(models)
 
 
-def runs_the_loop(hosted: Hosted) -> bool:
+def _runs_the_loop(hosted: Hosted) -> bool:
     """Whether it is an `Agent` with the loop of that class, not a `run` of its own."""
     return isinstance(hosted.subject, Agent) and type(hosted.subject).run is Agent.run
+
+
+async def check_can_answer(runtime: Runtime, hosted: Hosted) -> None:
+    """Raise ConfigError if no model of an `Agent` could be asked: no key, no weights, no such plugin.
+
+    What its own `run` asks, only that knows.
+    """
+    if not _runs_the_loop(hosted):
+        return
+    declared_models(runtime.config, hosted)
+    failures: list[Exception] = []
+    for target in called_targets(dict(runtime.explain(hosted))["model"]):
+        try:
+            await check_model(runtime, target)
+        except (ConfigError, PluginError, PermanentError) as error:
+            failures.append(error)
+        else:
+            return
+    unusable = ConfigError(str(failures[0]))
+    for failure in failures[1:]:
+        unusable.add_note(f"nor can the next one be asked: {failure}")
+    raise unusable
 
 
 async def check_model(runtime: Runtime, model: str) -> None:

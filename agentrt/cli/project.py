@@ -24,11 +24,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Project(Struct, frozen=True, eq=False):
-    """The target with its configuration; `factory`: the target makes the agent."""
+    """The target with its configuration; `factory`: the target makes the agent. `models`: those of `--model`."""
 
     target: Target
     config: Config
     factory: bool
+    models: tuple[str, ...] = ()
 
 
 def project_options(function: F) -> F:
@@ -113,7 +114,7 @@ def open_project(
     config = read_config(
         terminal, models=models, overrides=overrides, config_file=config_file, env_files=env_files
     )
-    return Project(load_target(target, app_dir=app_dir), config, factory)
+    return Project(load_target(target, app_dir=app_dir), config, factory, tuple(models))
 
 
 def read_config(

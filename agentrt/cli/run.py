@@ -14,7 +14,7 @@ from agentrt.cli.output import Answer, Lines, Printer, Text
 from agentrt.cli.project import open_project, project_options
 from agentrt.cli.report import report, wants_full_traceback
 from agentrt.cli.terminal import Terminal
-from agentrt.cli.turns import Turns
+from agentrt.cli.turns import Turns, run_in
 from agentrt.errors import ConfigError
 
 EXAMPLES = """\b
@@ -67,16 +67,16 @@ def run(
         text = _read_message(message[0] if message else None)
         if text is None and jsonl:
             raise ConfigError("--jsonl wants a message: as an argument, or on stdin")
+        offer_weights(opened, terminal)
     except Exception as error:
         printer.failed(error)
         return report(error, terminal, full=full)
-    offer_weights(opened, terminal)
     if text is None:
         from agentrt.cli.conversation import converse
 
         return converse(turns, terminal)
     with asyncio.Runner() as runner:
-        return runner.run(turns.take(text, printer, is_last=True)).code
+        return run_in(runner, turns.take(text, printer, is_last=True)).code
 
 
 # --- the message ---------------------------------------------------------------------------------------

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agentrt.cli.model_targets import check_can_answer
 from agentrt.cli.output import Lines, Printer
 from agentrt.cli.project import Project, make_runtime
 from agentrt.cli.report import AGENT_ERROR, OK, report
 from agentrt.cli.signals import DRAIN_SECONDS, Signals
 from agentrt.cli.terminal import Terminal
+from agentrt.events import ModelStarted
 from agentrt.hosting import Hosted
 from agentrt.limits import Limits
 from agentrt.run_stream import RunStream
 from agentrt.runtime import Runtime
 from agentrt.session import Session
 
-__all__ = ["Outcome", "Turns"]
+__all__ = ["Outcome", "Turns", "run_in"]
+
+T = TypeVar("T")
 
 
 class Outcome(Struct, frozen=True):
@@ -47,6 +53,8 @@ class Turns:
         self._runtime: Runtime | None = None
         self._hosted: Hosted | None = None
         self._stream: RunStream | None = None
+        self._asked: set[str] = set()
+        self._is_warned = False
 
     async def take(
         self, message: str, printer: Printer, *, session: Session | None = None, is_last: bool = False
@@ -55,22 +63,13 @@ class Turns:
 
         Raises OutputClosed if nobody reads the answer any more.
         """
-        task: asyncio.Task[int] | None = None
+        return await self._with_signals(
+            lambda signals: self._take(message, printer, session, signals, is_last)
+        )
 
-        def cancel() -> None:
-            if self._stream is not None:
-                self._stream.cancel()  # its last event is still to come
-            elif task is not None:
-                task.cancel()
-
-        with Signals(cancel=cancel, note=self._terminal.note) as signals:
-            task = asyncio.ensure_future(self._take(message, printer, session, signals, is_last))
-            await asyncio.wait([task])
-        if signals.received == signal.SIGINT:
-            self._terminal.end_interrupted_line()
-        # A signal before or after the run itself cancels the task as such.
-        code = AGENT_ERROR if task.cancelled() else task.result()
-        return Outcome(code if signals.exit_code is None else signals.exit_code, signals.received)
+    async def open(self) -> Outcome:
+        """Make the agent ready before anything is asked: what would fail every turn is reported now."""
+        return await self._with_signals(self._open)
 
     async def close(self) -> int:
         """Close agent and runtime, and return the exit code that this asks for."""
@@ -81,9 +80,39 @@ class Turns:
             await runtime.aclose()
         except Exception as error:
             return report(error, self._terminal, full=self._full, doing=f"closing {self.name}")
+        except SystemExit as error:
+            return self._exited(error)
         return OK
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    async def _with_signals(self, work: Callable[[Signals], Coroutine[Any, Any, int]]) -> Outcome:
+        task: asyncio.Task[int] | None = None
+
+        def cancel() -> None:
+            if self._stream is not None:
+                self._stream.cancel()  # its last event is still to come
+            elif task is not None:
+                task.cancel()
+
+        with Signals(cancel=cancel, note=self._terminal.note) as signals:
+            task = asyncio.ensure_future(work(signals))
+            await asyncio.wait([task])
+        if signals.received == signal.SIGINT:
+            self._terminal.end_interrupted_line()
+        # A signal before or after the run itself cancels the task as such.
+        code = AGENT_ERROR if task.cancelled() else task.result()
+        return Outcome(code if signals.exit_code is None else signals.exit_code, signals.received)
+
+    async def _open(self, signals: Signals) -> int:
+        try:
+            runtime, hosted = await self._opened()
+            await check_can_answer(runtime, hosted)
+        except Exception as error:
+            return report(error, self._terminal, full=self._full, doing=self.name)
+        except SystemExit as error:
+            return self._exited(error)
+        return OK
 
     async def _take(
         self, message: str, printer: Printer, session: Session | None, signals: Signals, is_last: bool
@@ -108,7 +137,15 @@ class Turns:
         except Exception as error:
             printer.failed(error)
             return report(error, self._terminal, full=self._full, doing=self.name)
+        except SystemExit as error:
+            printer.failed(error)
+            return self._exited(error)
         return OK
+
+    def _exited(self, error: SystemExit) -> int:
+        code = "" if error.code is None else repr(error.code)
+        self._terminal.error(f"{self.name} called sys.exit({code})")
+        return AGENT_ERROR
 
     def _say_who_cancelled(self, signals: Signals, printer: Printer) -> None:
         if signals.received is None:
@@ -130,10 +167,23 @@ class Turns:
         try:
             async with stream:
                 async for event in stream:
+                    if isinstance(event, ModelStarted):
+                        self._asked.add(event.target)
                     printer.event(event)
         finally:
             self._stream = None
         printer.result(stream.result)
+        self._warn_of_models_without_effect()
+
+    def _warn_of_models_without_effect(self) -> None:
+        models = self._project.models
+        if not models or self._is_warned or not self._asked.isdisjoint(models):
+            return
+        self._is_warned = True
+        why = (
+            f"chose its models itself: {', '.join(sorted(self._asked))}" if self._asked else "asked no model"
+        )
+        self._terminal.warning(f"--model had no effect: {self.name} {why}")
 
     async def _opened(self) -> tuple[Runtime, Hosted]:
         if self._runtime is None:
@@ -150,3 +200,35 @@ class Turns:
         if self._timeout is None:
             return None
         return replace(runtime.limits_of(hosted.subject), seconds=self._timeout)
+
+
+def run_in(runner: asyncio.Runner, turn: Coroutine[Any, Any, T]) -> T:
+    """Run a turn in the loop of `runner`.
+
+    `sys.exit` in a task stops the loop at once, as asyncio has it. The turn goes on here: it finds the exception where
+    it waits for that task, as it finds any other, and the agent is closed.
+    """
+    main: asyncio.Task[Any] | None = None
+
+    async def begin() -> T:
+        nonlocal main
+        main = asyncio.current_task()
+        return await turn
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return runner.run(begin())
+    except SystemExit:
+        if main is None or main.done():
+            raise
+        loop = runner.get_loop()
+        while not main.done():
+            try:
+                loop.run_until_complete(main)
+            except SystemExit:
+                if main.done():
+                    raise
+        result: T = main.result()
+        return result
+    finally:
+        signal.signal(signal.SIGINT, before)  # the runner did not come to it

@@ -176,3 +176,78 @@ def test_a_message_on_a_terminal_is_no_conversation(folder: Path) -> None:
     with screen(folder, "chatty:count", "hi") as terminal:
         assert terminal.end() == 0
         assert terminal.text == "turn 1\n"
+
+
+UNFIT = """
+import sys
+from agentrt import Agent
+
+class NoModel(Agent): ...
+
+class NoKey(Agent):
+    model = "openai:gpt-5-mini"
+
+class OneKey(Agent):
+    model = ["openai:gpt-5-mini", "scripted:echo"]
+
+class NoRun: ...
+
+class Unmade:
+    def __init__(self):
+        raise ValueError("not made")
+    async def run(self, message): ...
+
+class Leaves:
+    def __init__(self):
+        sys.exit(7)
+    async def run(self, message): ...
+
+async def leaves(message):
+    sys.exit(5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("agent", "code", "said"),
+    [
+        ("NoModel", 2, "error: NoModel has no model: "),
+        ("NoKey", 2, "error: openai: there is no API key: set OPENAI_API_KEY"),
+        ("NoRun", 2, "error: the class NoRun has no method `run`"),
+        ("Unmade", 1, "Traceback (most recent call last):"),
+        ("Leaves", 1, "error: Leaves called sys.exit(7)"),
+    ],
+)
+def test_no_conversation_begins_with_an_agent_that_cannot_run(
+    folder: Path, agent: str, code: int, said: str
+) -> None:
+    (folder / "unfit.py").write_text(UNFIT)
+    with screen(folder, f"unfit:{agent}") as terminal:
+        assert terminal.end() == code
+        assert terminal.text.startswith(said)
+        assert terminal.text.count("error: ") == 1
+
+
+def test_a_model_that_cannot_be_asked_is_told_of_once(folder: Path) -> None:
+    (folder / "unfit.py").write_text(UNFIT)
+    with screen(folder, "unfit:OneKey") as terminal:
+        terminal.wait_for(r"> $")
+        terminal.send("one\n")
+        assert "there is no API key" in terminal.wait_for(PROMPT)
+        terminal.send("two\n")
+        assert terminal.wait_for(PROMPT) == "two\ntwo\n> "
+        terminal.press("d")
+        assert terminal.end() == 0
+
+
+def test_an_agent_that_calls_sys_exit_fails_its_turn_only(folder: Path) -> None:
+    (folder / "unfit.py").write_text(UNFIT)
+    with screen(folder, "unfit:leaves") as terminal:
+        terminal.wait_for(r"> $")
+        for _ in range(2):
+            terminal.send("hi\n")
+            assert terminal.wait_for(PROMPT) == "hi\nerror: leaves called sys.exit(5)\n> "
+        terminal.press("c")
+        terminal.wait_for("Ctrl-C again quits")
+        terminal.wait_for(PROMPT)
+        terminal.press("c")
+        assert terminal.end() == 130

@@ -77,3 +77,17 @@ def test_a_warning_of_ours_is_one_line_and_others_are_as_usual(capsys: Captured)
         warnings.showwarning(UserWarning("theirs"), UserWarning, "x.py", 1)
     assert capsys.readouterr().err == "warning: retry is dead code\n"
     assert shown == ["theirs"]
+
+
+def test_an_error_of_ours_that_comes_again_is_said_once(capsys: Captured) -> None:
+    show_logs(None, Terminal())
+    for _ in range(2):
+        logging.getLogger("agentrt.fallback").error("no key for %s", "a")
+        logging.getLogger("agentrt.fallback").error("no key for %s", "b")
+        logging.getLogger("agentrt.fallback").warning("slow")
+        logging.getLogger("lib").error("theirs")
+    said = capsys.readouterr().err.splitlines()
+    assert said.count("ERROR agentrt.fallback: no key for a") == 1
+    assert said.count("ERROR agentrt.fallback: no key for b") == 1
+    assert said.count("WARNING agentrt.fallback: slow") == 2
+    assert said.count("ERROR lib: theirs") == 2

@@ -121,14 +121,36 @@ def pulled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(("answer", "wanted"), [(True, ["smollm2"]), (False, [])])
-def test_weights_are_offered_and_fetched_if_that_is_wanted(
-    pulled: list[str], answer: bool, wanted: list[str]
-) -> None:
-    terminal = Talker(answer)
+MISSING = "the weights of local:smollm2 are not here yet: agentrt models pull smollm2"
+
+
+def test_weights_are_offered_and_fetched_if_that_is_wanted(pulled: list[str]) -> None:
+    terminal = Talker(True)
     offer_weights(opened("local:smollm2"), terminal)
     assert terminal.questions == ["The model local:smollm2 is not here yet. Fetch it now (93 MB, once)?"]
-    assert pulled == wanted
+    assert pulled == ["smollm2"]
+
+
+def test_an_agent_whose_only_model_is_not_wanted_cannot_run(pulled: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"^{MISSING}$"):
+        offer_weights(opened("local:smollm2"), Talker(False))
+    assert pulled == []
+
+
+@pytest.mark.parametrize(
+    "project",
+    [
+        opened(["local:smollm2", "openai:gpt-5"]),
+        opened("local:smollm2", pipeline={"model": {"fallback": {"targets": ["openai:gpt-5"]}}}),
+    ],
+    ids=["declared", "configured"],
+)
+def test_an_agent_with_another_model_runs_without_the_first(
+    pulled: list[str], project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer_weights(project, Talker(False))
+    assert pulled == []
+    assert capsys.readouterr().err == f"{MISSING}\n"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import agentrt, environment
+from tests.cli.conftest import Command
 
 
 def test_the_answer_is_all_there_is_on_stdout(project: Path) -> None:
@@ -354,3 +355,88 @@ def test_run_loads_nothing_that_it_does_not_use(project: Path) -> None:
     env = {name: value for name, value in environment().items() if not name.startswith("COV")}
     done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True)
     assert done.stdout == "hi\n[]\n"
+
+
+LEAVING = """
+import asyncio, sys
+from agentrt import Agent
+from agentrt.models.scripted import Scripted, Step
+
+async def leaves(message):
+    sys.exit(5)
+
+async def says_why(message):
+    await asyncio.sleep(0)
+    sys.exit("enough")
+
+async def leave() -> str:
+    sys.exit()
+
+class Tool(Agent):
+    model = "scripted:script.json"
+    tools = [leave]
+
+class Closing:
+    async def __aenter__(self): ...
+    async def __aexit__(self, *error): sys.exit(6)
+    async def run(self, message): return message
+
+class Opening(Closing):
+    async def __aenter__(self): sys.exit(7)
+
+async def asks(message, ctx):
+    return (await ctx.model(message, model="scripted:echo")).text
+
+async def asks_any(message, ctx):
+    return (await ctx.model(message)).text
+"""
+
+
+@pytest.fixture
+def leaving(project: Path) -> Path:
+    (project / "leaving.py").write_text(LEAVING)
+    (project / "script.json").write_text('[{"tool_calls": [{"name": "leave", "arguments": {}}]}]')
+    return project
+
+
+@pytest.mark.parametrize(
+    ("agent", "call", "out"),
+    [
+        ("leaves", "sys.exit(5)", ""),
+        ("says_why", "sys.exit('enough')", ""),
+        ("Tool", "sys.exit()", ""),
+        ("Closing", "sys.exit(6)", "hi\n"),
+        ("Opening", "sys.exit(7)", ""),
+    ],
+)
+def test_sys_exit_in_an_agent_is_a_failure_of_it(
+    leaving: Path, command: Command, agent: str, call: str, out: str
+) -> None:
+    ended = command("run", f"leaving:{agent}", "hi")
+    assert (ended.code, ended.out, ended.err) == (1, out, f"error: {agent} called {call}\n")
+
+
+def test_sys_exit_ends_the_events_with_run_failed(leaving: Path, command: Command) -> None:
+    ended = command("run", "leaving:leaves", "hi", "--jsonl")
+    assert ended.code == 1
+    assert [json.loads(line)["type"] for line in ended.out.splitlines()] == ["run_started", "run_failed"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "model", "warning"),
+    [
+        ("agents:Echo", "scripted:echo", "warning: --model had no effect: Echo asked no model\n"),
+        (
+            "leaving:asks",
+            "scripted:one",
+            "warning: --model had no effect: asks chose its models itself: scripted:echo\n",
+        ),
+        ("leaving:asks_any", "scripted:echo", ""),
+        ("agents:Bot", "scripted:echo", ""),
+    ],
+)
+def test_a_model_that_is_not_asked_is_told(
+    leaving: Path, command: Command, agent: str, model: str, warning: str
+) -> None:
+    ended = command("run", agent, "hi", "-m", model)
+    assert (ended.code, ended.out, ended.err) == (0, "hi\n", warning)

@@ -281,24 +281,23 @@ async def test_the_process_is_gone_some_time_after_sigterm_whatever_happens(
 async def test_only_a_loop_that_does_not_react_is_called_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("agentrt.cli.signals._write_stderr", told.append)
-    ended: list[object] = []
     loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
 
     class Watched(Signals):
         def _tell_if_blocked(self) -> None:
             super()._tell_if_blocked()
-            loop.call_soon_threadsafe(ended.append, None)
+            loop.call_soon_threadsafe(ended.set)
 
-    for blocks in (False, True):
+    for block in (lambda: None, lambda: time.sleep(0.2)):
         run = Run()
+        ended.clear()
         with Watched(cancel=run.cancel, note=run.notes.append, blocked_seconds=0.02):
             os.kill(os.getpid(), signal.SIGINT)
-            if blocks:
-                time.sleep(0.2)
-            while len(ended) < 1 + blocks:
-                await asyncio.sleep(0.01)
+            block()
+            await ended.wait()
         assert run.cancelled == 1
-        assert told == [BLOCKED] * blocks
+    assert told == [BLOCKED]
 
 
 @pytest.mark.asyncio
