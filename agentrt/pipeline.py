@@ -202,10 +202,12 @@ class Pipeline:
 
         Raises what the function raised (the same object), or one of our refusals, timeouts or `ResultRejected`.
         """
-        composed: Any = self._compose(_INVOKE, stream=False, prologue=self._prologue())
-        composed.__name__, composed.__qualname__ = "call", "Pipeline.call"
-        # From now on the composed function itself stands where this method was looked up.
-        self.__dict__["call"] = composed
+        composed: Any = self.__dict__.get("call")
+        if composed is None:
+            composed = self._compose(_INVOKE, stream=False, prologue=self._prologue())
+            composed.__name__, composed.__qualname__ = "call", "Pipeline.call"
+            # From now on the composed function itself stands where this method was looked up.
+            self.__dict__["call"] = composed
         coroutine: Coroutine[Any, Any, R] = composed(function, *args)
         return coroutine
 

@@ -575,3 +575,17 @@ async def test_the_usual_mistakes_with_call_are_explained() -> None:
     await pipeline.call(charge, 1)
     with pytest.raises(TypeError, match=r"Pipeline\.call\(\) missing"):
         await pipeline.call()  # type: ignore[call-overload]
+
+
+@scenario
+async def test_a_call_method_that_was_taken_before_the_first_call_composes_once() -> None:
+    pipeline = Pipeline.default()
+    call = pipeline.call
+
+    async def one() -> int:
+        return 1
+
+    assert await call(one) == 1
+    composed = pipeline.__dict__["call"]
+    assert await call(one) == 1
+    assert pipeline.__dict__["call"] is composed
