@@ -12,7 +12,7 @@ from agentrt.call import RUN, UNBOUNDED, Call
 from agentrt.context import Context, describe
 from agentrt.errors import ConfigError, DeadlineExceeded
 from agentrt.hosting import Hosted
-from agentrt.models.protocol import Part, Usage
+from agentrt.models.protocol import ModelResponse, Part, Usage
 from agentrt.schema import encode_result
 from agentrt.timers import Armed, Timers
 
@@ -132,6 +132,8 @@ def _as_text(output: Any, ctx: Context) -> str:
         return output
     if output is None:
         return ""
+    if isinstance(output, ModelResponse):
+        return output.text
     try:
         return encode_result(output, tool=ctx.agent_name)
     except ConfigError:

@@ -123,6 +123,9 @@ class Pipeline:
         pipeline._has_chosen_limits = False
         return pipeline
 
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.target}: {' -> '.join(stage_name(stage) for stage in self.stages)}>"
+
     # --- changing it -----------------------------------------------------------------------------------
 
     @property

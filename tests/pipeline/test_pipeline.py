@@ -589,3 +589,8 @@ async def test_a_call_method_that_was_taken_before_the_first_call_composes_once(
     composed = pipeline.__dict__["call"]
     assert await call(one) == 1
     assert pipeline.__dict__["call"] is composed
+
+
+def test_a_pipeline_shows_its_target_and_stages() -> None:
+    shown = "<Pipeline bank: timeout -> circuit_breaker -> retry -> fallback -> telemetry>"
+    assert repr(Pipeline.default(target="bank")) == shown

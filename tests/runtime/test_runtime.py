@@ -505,3 +505,11 @@ async def test_a_stage_named_in_the_configuration_is_imported_or_its_place_is_na
         file.write_text(f'# comment\n[pipeline]\nuse = ["{name}"]\n')
         with pytest.raises(ConfigError, match=rf"agentrt\.toml:3: pipeline\.use: {name}: {says}"):
             Runtime.from_config(file)
+
+
+async def test_the_text_of_a_models_response_is_its_text() -> None:
+    async def agent(message: str, ctx: Context) -> Any:
+        return await ctx.model(message, model="fake:one")
+
+    async with Runtime(models={"fake": FakeModel("hello")}) as rt:
+        assert (await rt.run(agent, "go")).text == "hello"
