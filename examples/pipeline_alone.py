@@ -6,8 +6,7 @@ python examples/pipeline_alone.py
 import asyncio
 
 from agentrt import Pipeline
-from agentrt.middleware.fallback import Fallback
-from agentrt.middleware.retry import Retry
+from agentrt.middleware import Fallback, Retry
 
 outage = iter([ConnectionError("no route to bank"), ConnectionError("no route to bank")])
 
