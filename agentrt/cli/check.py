@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import click
@@ -18,9 +18,8 @@ from agentrt.cli.report import OK, USAGE, UserCodeError, traceback_lines, wants_
 from agentrt.cli.target import load_target
 from agentrt.cli.terminal import Style, Terminal
 from agentrt.config import Config
-from agentrt.errors import AgentrtError, ConfigError
+from agentrt.errors import AgentrtError
 from agentrt.hosting import Hosted, host
-from agentrt.limits import Limits
 from agentrt.memory.sqlite import SqliteMemory
 from agentrt.plugins import list_plugins
 from agentrt.runtime import Runtime
@@ -179,7 +178,7 @@ async def _check_agent(runtime: Runtime, hosted: Hosted, findings: Findings) -> 
     try:
         sound = findings.step("agent", lambda: declared_models(runtime.config, hosted)) is not None
         if isinstance(hosted.subject, Agent):
-            sound = _check_declarations(runtime, hosted.subject, hosted.name, findings) and sound
+            sound = _check_declarations(runtime, hosted.subject, findings) and sound
         if not sound:
             return  # the pipelines cannot be built, for a reason that has been told
         models = declared_models(runtime.config, hosted)
@@ -198,31 +197,12 @@ async def _check_agent(runtime: Runtime, hosted: Hosted, findings: Findings) -> 
         await runtime.aclose()
 
 
-def _check_declarations(runtime: Runtime, agent: Agent, name: str, findings: Findings) -> bool:
-    """What an `Agent` declares besides its models; whether its pipelines can be built."""
-
-    def tools() -> object:
-        if isinstance(agent.tools, str) or not isinstance(agent.tools, Sequence):
-            raise ConfigError(f"`tools` of {name} must be a list of functions, not {agent.tools!r}")
-        return runtime.tools_of(agent)
-
-    def limits() -> object:
-        if agent.limits is not None and not isinstance(agent.limits, Limits):
-            raise ConfigError(f"`limits` of {name} must be Limits(...), not {agent.limits!r}")
-        return runtime.limits_of(agent)
-
-    def instructions() -> None:
-        if not isinstance(agent.instructions, str) and not callable(agent.instructions):
-            raise ConfigError(
-                f"`instructions` of {name} must be text, or a plain function of the context that returns text, "
-                f"not {agent.instructions!r}"
-            )
-
+def _check_declarations(runtime: Runtime, agent: Agent, findings: Findings) -> bool:
+    """What an `Agent` declares besides its models, as far as hosting does not look; whether pipelines can be built."""
     if agent.output is not None:
         findings.step("output", lambda: runtime.output_parser(agent.output))
-    findings.step("limits", limits)
-    findings.step("agent", instructions)
-    return findings.step("tools", tools) is not None
+    findings.step("limits", lambda: runtime.limits_of(agent))
+    return findings.step("tools", lambda: runtime.tools_of(agent)) is not None
 
 
 async def _check_models(runtime: Runtime, models: list[str], findings: Findings) -> None:

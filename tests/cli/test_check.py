@@ -161,12 +161,14 @@ def test_configured_fallback_targets_are_checked(project: Path, command: Command
     ("declaration", "about", "text"),
     [
         ("model = None", "agent", "Wrong has no model: "),
-        ("model = 5", "agent", "`model` of Wrong must be a name or a list of names, not 5"),
-        ("output = 'str'", "output", "the output type is `str`, which has no JSON form"),
-        ("limits = 3", "limits", "`limits` of Wrong must be Limits(...), not 3"),
-        ("tools = 3", "tools", "`tools` of Wrong must be a list of functions, not 3"),
-        ("tools = 'ab'", "tools", "`tools` of Wrong must be a list of functions, not 'ab'"),
-        ("instructions = 3", "agent", "`instructions` of Wrong must be text"),
+        ("model = 5", "agent", "Wrong.model must be a name "),
+        ("model = [5]", "agent", "`model` of Wrong must be a name or a list of names, not [5]"),
+        ("output = 'str'", "agent", "Wrong.output must be a type, not 'str'"),
+        ("output = complex", "output", "the output type is `complex`, which has no JSON form"),
+        ("limits = 3", "agent", "Wrong.limits must be Limits(...), not 3"),
+        ("tools = 3", "agent", "Wrong.tools must be a list of functions"),
+        ("tools = [3]", "tools", "3 is a int; a tool is a function or a method"),
+        ("instructions = 3", "agent", "Wrong.instructions must be text"),
     ],
 )
 def test_what_an_agent_declares_is_checked_and_each_mistake_told_once(
