@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import msgspec
 
-from agentrt import events
+from agentrt import events, options
 from agentrt.call import (
     ENCLOSING,
     RUN,
@@ -209,6 +209,10 @@ class Context:
         idempotent: bool = False,
     ) -> T:
         """Call `await function()` through the pipeline of `kind` ("call" or a name of yours) to `target`."""
+        options.text("kind", kind)
+        options.text("target", target)
+        if not callable(function):
+            raise ConfigError(f"ctx.call takes an async function of no arguments to call, not {function!r}")
         pipeline = self._services.pipeline(self._agent, kind)
         call = pipeline.new_call(
             function, target=target, operation=target, key=self._key(target), idempotent=idempotent
@@ -537,6 +541,8 @@ def describe(error: BaseException) -> str:
 
 
 def _targets(model: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(model, Sequence):
+        raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {model!r}')
     targets = (model,) if isinstance(model, str) else tuple(model)
     for target in targets:
         if not isinstance(target, str) or ":" not in target:

@@ -234,3 +234,22 @@ async def test_a_memory_forgets() -> None:
 async def test_outside_a_run_there_is_no_current_one() -> None:
     with pytest.raises(ConfigError, match="there is no run here"):
         current()
+
+
+async def test_wrong_arguments_of_the_context_are_told() -> None:
+    async def agent(message: str, ctx: Context) -> Any:
+        with pytest.raises(ConfigError, match="not 5"):
+            await ctx.model(message, model=5)  # type: ignore[call-overload]
+        with pytest.raises(
+            ConfigError, match=r"ctx\.call takes an async function of no arguments to call, not 3"
+        ):
+            await ctx.call("x", "y", 3)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="target must be a name, not ''"):
+            await ctx.call("x", "", key)  # type: ignore[arg-type]
+        return "ok"
+
+    async def key() -> str:
+        return ""
+
+    async with Runtime() as rt:
+        assert (await rt.run(agent, "go")).text == "ok"
