@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 import msgspec
 
 from agentrt import events, options
-from agentrt.call import (
-    ENCLOSING,
-    RUN,
-    Call,
-    CircuitChange,
-    DefaultServed,
-    Entry,
-    Retrying,
-    TargetChange,
-    Wait,
-)
+from agentrt.call import ENCLOSING, RUN, Call, Entry
 from agentrt.errors import ConfigError
 from agentrt.limits import Counters
 from agentrt.models.protocol import (
@@ -34,6 +24,7 @@ from agentrt.models.protocol import (
     ToolSpec,
     Usage,
 )
+from agentrt.record_events import as_event, describe
 from agentrt.session import Session
 
 if TYPE_CHECKING:
@@ -381,45 +372,10 @@ class Context:
 
     def observe(self, call: Call[Any], entry: Entry) -> None:
         """Turn what a record learns into events."""
-        if self._sink is None:
-            return
-        run, at = self.id, self.elapsed
-        match entry:
-            case Retrying():
-                error = describe(entry.error)
-                self.emit(
-                    events.Retry(
-                        run=run,
-                        at=at,
-                        kind=call.kind,
-                        target=entry.target,
-                        attempt=entry.number,
-                        delay=entry.delay,
-                        error=error,
-                    )
-                )
-            case TargetChange():
-                error = describe(entry.error)
-                self.emit(
-                    events.Fallback(run=run, at=at, kind=call.kind, old=entry.old, new=entry.new, error=error)
-                )
-            case DefaultServed():
-                error = describe(entry.error)
-                self.emit(
-                    events.Fallback(run=run, at=at, kind=call.kind, old=call.target, new=None, error=error)
-                )
-            case CircuitChange():
-                self.emit(
-                    events.CircuitChanged(run=run, at=at, target=entry.target, old=entry.old, new=entry.new)
-                )
-            case Wait() if entry.stage != "retry":
-                self.emit(
-                    events.Waiting(
-                        run=run, at=at, target=entry.target, stage=entry.stage, seconds=entry.seconds
-                    )
-                )
-            case _:
-                pass
+        if self._sink is not None:
+            event = as_event(call, entry, run=self.id, at=self.elapsed)
+            if event is not None:
+                self._sink(event)
 
     def collect(self, call: Call[Any]) -> None:
         """Keep a call that has ended, with its record."""
@@ -532,12 +488,6 @@ def current() -> Context:
         raise ConfigError("there is no run here: agentrt.current() works inside an agent or a tool that runs")
     assert isinstance(run, Context)
     return run
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line: its class and message."""
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _targets(model: str | Sequence[str]) -> tuple[str, ...]:

@@ -9,10 +9,11 @@ from msgspec import Struct
 
 from agentrt import events
 from agentrt.call import RUN, UNBOUNDED, Call
-from agentrt.context import Context, describe
+from agentrt.context import Context
 from agentrt.errors import ConfigError, DeadlineExceeded
 from agentrt.hosting import Hosted
 from agentrt.models.protocol import ModelResponse, Part, Usage
+from agentrt.record_events import describe
 from agentrt.schema import encode_result
 from agentrt.timers import Armed, Timers
 

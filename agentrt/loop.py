@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agentrt import events
 from agentrt.call import UNBOUNDED
-from agentrt.context import Context, describe
+from agentrt.context import Context
 from agentrt.errors import (
     CallError,
     ConfigError,
@@ -31,6 +31,7 @@ from agentrt.models.protocol import (
     TextDelta,
     ToolCall,
 )
+from agentrt.record_events import describe
 from agentrt.timers import Timers
 from agentrt.tools import Tool
 
