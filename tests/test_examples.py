@@ -87,3 +87,9 @@ def test_memory_survives_the_process(tmp_path: Path) -> None:
     agentrt("run", example("memory.py") + ":Notebook", "remember: the cat is called Ada", cwd=tmp_path)
     out = agentrt("run", example("memory.py") + ":Notebook", "what is the cat called?", cwd=tmp_path)
     assert out == "the cat is called Ada\n"
+
+
+def test_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREETING_TOKEN", "abc")
+    out = agentrt("run", example("secrets.py") + ":Guarded", "hello")
+    assert out == "hello, with ********** of 3 characters\n"

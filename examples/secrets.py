@@ -1,0 +1,16 @@
+"""Secrets by reference: code and configuration name them, a provider has them.
+
+    GREETING_TOKEN=abc agentrt run examples/secrets.py:Guarded "hello"
+
+`secret://env/NAME` asks the environment; other providers are plugins. The value is fetched through the pipeline, like any
+other call, and never appears in a repr or a log.
+"""
+
+from agentrt import Context
+from agentrt.secrets import Secret
+
+
+class Guarded:
+    async def run(self, message: str, ctx: Context) -> str:
+        token = Secret(await ctx.secret("secret://env/GREETING_TOKEN"))
+        return f"{message}, with {token} of {len(token.reveal())} characters"
