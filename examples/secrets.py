@@ -2,8 +2,8 @@
 
     GREETING_TOKEN=abc agentrt run examples/secrets.py:Guarded "hello"
 
-`secret://env/NAME` asks the environment; other providers are plugins. The value is fetched through the pipeline, like any
-other call, and never appears in a repr or a log.
+`secret://env/NAME` asks the environment; other providers are plugins. The value is fetched through the pipeline, like
+any other call, and a `Secret` does not show it in a repr or a log.
 """
 
 from agentrt import Context
