@@ -87,7 +87,7 @@ def line(name: str) -> Callable[[Line], Line]:
 
 def expect(condition: bool, seen: object) -> None:
     if not condition:
-        raise Failed(str(seen)[-2000:])
+        raise Failed(str(seen)[-6000:])
 
 
 def one_error(done: subprocess.CompletedProcess[str], *, code: int, says: str) -> None:
