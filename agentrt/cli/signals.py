@@ -4,7 +4,9 @@
     SIGTERM  let the run go on for 20 s, then cancel it; a second one, or SIGINT, cancels at once
 
 The handlers are Python's, not the event loop's, so that they also act while an agent holds up the loop. What cannot
-be cancelled then is said after a second, with the way out.
+be cancelled then is said after a second, with the way out. A handler of Python's runs between two steps of the main
+thread, though, and a signal that comes just before the loop goes to wait, or that another thread receives, does not end
+the wait: so the loop also reads what Python writes at each signal.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -66,6 +69,7 @@ class Signals:
         self._loop = asyncio.get_running_loop()
         self._previous: dict[int, Any] = {}
         self._draining: asyncio.TimerHandle | None = None
+        self._open = contextlib.ExitStack()
 
     @property
     def exit_code(self) -> int | None:
@@ -74,6 +78,7 @@ class Signals:
         return TERMINATED if self.received == signal.SIGTERM else INTERRUPTED
 
     def __enter__(self) -> Self:
+        self._open.enter_context(_waking(self._loop))
         for number in (signal.SIGINT, signal.SIGTERM):
             previous = signal.getsignal(number)
             if previous is not signal.SIG_IGN:
@@ -93,6 +98,7 @@ class Signals:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous.clear()
+        self._open.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_cancelled:
@@ -134,6 +140,28 @@ class Signals:
         """An agent that blocks the loop, or swallows its cancellation, does not keep the process."""
         # Not threading: we may have interrupted the main thread while it holds that module's lock.
         _thread.start_new_thread(_exit_after, (self._last_seconds,))
+
+
+@contextlib.contextmanager
+def _waking(loop: asyncio.AbstractEventLoop) -> Generator[None, None, None]:
+    """Each signal ends the loop's wait, at whatever moment and in whatever thread it comes."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)  # as signal.set_wakeup_fd wants it
+        loop.add_reader(reader, _read_all, reader)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(reader)
+
+
+def _read_all(reader: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while reader.recv(4096):
+            pass
 
 
 def _write_stderr(text: str) -> None:

@@ -117,6 +117,25 @@ def test_a_second_sigint_ends_a_cleanup_that_does_not(project: Path, launch: Sta
     assert end(process)[0] == -signal.SIGINT
 
 
+def test_a_signal_that_does_not_interrupt_the_wait_of_the_loop_is_noticed_all_the_same(
+    project: Path, launch: Start
+) -> None:
+    # As when it comes just before the main thread begins to wait: there, too, the wait goes on.
+    (project / "waiting.py").write_text(
+        "import asyncio, signal, sys, threading, time\n"
+        "def send():\n"
+        "    time.sleep(0.3)\n"
+        "    signal.pthread_kill(threading.get_ident(), signal.SIGINT)\n"
+        "async def waiting(message):\n"
+        "    threading.Thread(target=send, daemon=True).start()\n"
+        "    print('began', file=sys.stderr, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+    )
+    process = launch("run", "waiting:waiting", "x")
+    begin(process)
+    assert end(process)[0] == 130
+
+
 def test_a_second_sigint_ends_an_agent_that_blocks_the_loop(project: Path, launch: Start) -> None:
     (project / "blocking.py").write_text(
         "import sys, time\n"
