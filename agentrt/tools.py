@@ -14,14 +14,12 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import os
-import re
 import sys
 import types
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from msgspec import Struct
@@ -34,6 +32,7 @@ from agentrt.models.protocol import ToolSpec
 from agentrt.schema import Arguments, ToolArgumentError, encode_result
 from agentrt.signature import REQUIRED
 from agentrt.threads import WorkerThreads, shared
+from agentrt.tool_functions import check_callable, checked_name, place, scope_of, unwrap
 
 __all__ = [
     "EXECUTING",
@@ -52,8 +51,6 @@ P = ParamSpec("P")
 P2 = ParamSpec("P2")
 R = TypeVar("R")
 S = TypeVar("S")
-
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 class ToolWarning(UserWarning):
@@ -134,11 +131,13 @@ class Tool(Generic[P, R]):
         scope: Mapping[str, Any] | None = None,
     ) -> None:
         """`scope`: names of enclosing functions, for annotations that are still text."""
-        plain, binds = _unwrap(function)
-        checked_name = _checked_name(name, plain)
-        _check_callable(plain, checked_name)
+        if isinstance(function, Tool):
+            raise ConfigError(f"{function.name!r} is a tool already; give all options in one @tool(...)")
+        plain, binds = unwrap(function)
+        known_as = checked_name(name, plain)
+        check_callable(plain, known_as)
         functools.update_wrapper(self, plain)  # first: a function may have attributes named as ours
-        self.name = checked_name
+        self.name = known_as
         self.function = plain
         self.options = options
         self.instance = None
@@ -399,7 +398,7 @@ def tool(
 
     def decorate(decorated: Callable[..., Any]) -> Tool[..., Any]:
         return Tool(
-            decorated, name=name, description=description, options=chosen, scope=_scope(frame, decorated)
+            decorated, name=name, description=description, options=chosen, scope=scope_of(frame, decorated)
         )
 
     return decorate if function is None else decorate(function)
@@ -434,64 +433,14 @@ def _made(function: Any) -> Tool[..., Any]:
         made: Tool[..., Any] = Tool(function)
     except ConfigError as error:
         # Of a decorated function the traceback shows the line; this one may be far from where it is used.
-        raise ConfigError(f"{_place(function)}{error}") from error
+        raise ConfigError(f"{place(function)}{error}") from error
     if inspect.isfunction(function):
         function.__agentrt_tool__ = made  # type: ignore[attr-defined]
     return made
 
 
-def _place(function: Any) -> str:
-    """ "agents.py:12: ", where a plain function is defined; nothing for what is none."""
-    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-    if code is None:
-        return ""
-    relative = os.path.relpath(code.co_filename)
-    file = code.co_filename if relative.startswith(os.pardir) else relative
-    return f"{file}:{code.co_firstlineno}: "
-
-
-def _unwrap(function: Any) -> tuple[Any, Literal["instance", "class"] | None]:
-    """The plain function, and what `__get__` binds it to."""
-    if isinstance(function, Tool):
-        raise ConfigError(f"{function.name!r} is a tool already; give all options in one @tool(...)")
-    if isinstance(function, staticmethod):
-        return function.__func__, None
-    if isinstance(function, classmethod):
-        return function.__func__, "class"
-    return function, "instance" if inspect.isfunction(function) and _takes_instance(function) else None
-
-
 def _without_first(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-def _takes_instance(function: Any) -> bool:
-    """True for a function defined in a class body whose first parameter is `self` or `cls`."""
-    where = function.__qualname__.rpartition(".")[0]
-    if not where or where.endswith("<locals>"):
-        return False
-    names = list(inspect.signature(function).parameters)
-    return bool(names) and names[0] in ("self", "cls")
-
-
-def _checked_name(name: str | None, function: Any) -> str:
-    chosen = getattr(function, "__name__", type(function).__name__) if name is None else name
-    if not isinstance(chosen, str) or not _NAME.fullmatch(chosen):
-        raise ConfigError(
-            f"a tool cannot be named {chosen!r}; model providers take 1 to 64 of the characters a-z, A-Z, 0-9, _ "
-            "and -. Give another by @tool(name=...)"
-        )
-    return chosen
-
-
-def _check_callable(function: Any, name: str) -> None:
-    if not inspect.isfunction(function) and not inspect.ismethod(function):
-        kind = "class" if isinstance(function, type) else type(function).__name__
-        raise ConfigError(f"{function!r} is a {kind}; a tool is a function or a method: write one around it")
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise ConfigError(
-            f"tool {name!r} is a generator, but a model takes one result; collect the items and return a list or text"
-        )
 
 
 def _exception_types(given: Any) -> tuple[type[BaseException], ...]:
@@ -504,17 +453,6 @@ def _exception_types(given: Any) -> tuple[type[BaseException], ...]:
 
 def _on_failure(given: str) -> Literal["tell", "raise"]:
     return cast('Literal["tell", "raise"]', options.choice("on_failure", given, ("tell", "raise")))
-
-
-def _scope(frame: FrameType | None, function: Any) -> dict[str, Any]:
-    """The names visible where a function is decorated, innermost first: class body, then enclosing functions."""
-    plain = inspect.unwrap(getattr(function, "__func__", function))
-    module = getattr(plain, "__globals__", None)
-    scope: dict[str, Any] = {}
-    while frame is not None and frame.f_globals is module and frame.f_locals is not frame.f_globals:
-        scope = {**frame.f_locals, **scope}
-        frame = frame.f_back
-    return scope
 
 
 # --- calling them --------------------------------------------------------------------------------------

@@ -300,6 +300,15 @@ def test_children_keep_bytecode_and_see_no_other_python(
     assert variables["PATH"].split(os.pathsep)[0] == "/somewhere/env/bin"
 
 
+def test_uv_trusts_the_certificates_of_the_system_as_pip_does_unless_told_otherwise(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV_SYSTEM_CERTS", raising=False)
+    assert dev.child_environment()["UV_SYSTEM_CERTS"] == "true"
+    monkeypatch.setenv("UV_SYSTEM_CERTS", "false")
+    assert dev.child_environment()["UV_SYSTEM_CERTS"] == "false"
+
+
 def test_a_step_that_fails_is_named(dev: ModuleType) -> None:
     with pytest.raises(dev.Fail, match=r"could not do it \(exit status 3 of: sh -c 'exit 3'\)"):
         dev.command("sh", "-c", "exit 3", what="do it")
