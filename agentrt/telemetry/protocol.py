@@ -1,14 +1,26 @@
-"""What a telemetry backend is given. A plugin of the group `agentrt.telemetry` implements `TelemetryBackend`."""
+"""What a telemetry backend is. A plugin of the group `agentrt.telemetry` implements `TelemetryBackend`:
+
+    class Webhook:
+        def __init__(self, *, url: str) -> None:        # its options: the table [telemetry.webhook]
+            self.url = url
+
+        async def export(self, batch: Batch) -> None:   # or a plain `def`
+            ...
+
+Each backend works in a thread of its own, behind a bounded queue: it may be slow, hang or fail without an agent
+noticing. What it loses is counted, and told at the end.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from agentrt.call import Call
+from agentrt.telemetry.signals import Batch
 
-__all__ = ["Collect", "TelemetryBackend", "combine"]
+__all__ = ["CallCollector", "Collect", "TelemetryBackend", "combine"]
 
 logger = logging.getLogger("agentrt.telemetry")
 
@@ -17,40 +29,60 @@ Collect = Callable[[Call[Any]], object]
 
 
 class TelemetryBackend(Protocol):
-    """Takes finished calls. The constructor's keyword-only parameters are its options in `[telemetry.NAME]`.
+    """Delivers batches of spans, metrics and log lines. The constructor's keyword-only parameters are its options.
 
-    Optional: `async def open(self, host)` before the first call, `async def aclose(self)` at the end (send what is
-    left there), and `is_used`: False keeps the backend off the call path altogether.
+    Optional attributes, of the class or the object:
+        signals         what it wants of ("spans", "metrics", "logs"); all of them by default
+        delta           True: metrics hold what came since the last batch; by default what came since the start
+        interval        seconds between two batches (5.0; metrics too), `batch_size` (512) items fill one earlier
+        timeout         seconds that one `async def export` may take (10.0)
+
+    Optional methods, run in the backend's thread like `export`: `async def open(self, host)` before the first batch,
+    `async def aclose(self)` after the last one.
+    """
+
+    def export(self, batch: Batch, /) -> Awaitable[None] | None:
+        """Deliver `batch`, as a coroutine function or a plain one; returning means delivered.
+
+        Raise `TransientError` or `ThrottledError(retry_after=seconds)` (or let an `OSError` through) for what may
+        work later: it is tried again while there is time. Any other error loses the batch; the first is logged.
+        """
+        ...
+
+
+class CallCollector(Protocol):
+    """A backend that sees each finished call itself, on the call path: for tests and for what must not be late.
+
+    Optional: `open`, `aclose` as above but in the runtime's loop, and `is_used`: False keeps it off the call path.
     """
 
     def collect(self, call: Call[Any], /) -> None:
         """Note a finished call: `call.record` says what happened.
 
-        On the call path, so quick: append to something bounded, and let a task of the backend's own make spans and
-        metrics of it. Keep neither the call nor its errors for long: they hold on to the request and to the frames
-        of the traceback. An error raised here is logged once and never reaches the caller.
+        Be quick: append to something bounded. Keep neither the call nor its errors for long: they hold on to the
+        request and to the frames of the traceback. An error raised here is logged once and never reaches the caller.
         """
         ...
 
 
-def combine(backends: Iterable[TelemetryBackend]) -> Collect | None:
-    """One function that hands a call to all `backends`; None if there is none, so that the stage costs nothing."""
-    collectors = [_guarded(backend) for backend in backends if getattr(backend, "is_used", True)]
-    if not collectors:
+def combine(collectors: Iterable[CallCollector]) -> Collect | None:
+    """One function that hands a call to all `collectors`; None if there is none, so that the stage costs nothing."""
+    each = [_guarded(collector) for collector in collectors if getattr(collector, "is_used", True)]
+    if not each:
         return None
-    if len(collectors) == 1:
-        return collectors[0]
+    if len(each) == 1:
+        return each[0]
 
     def collect_all(call: Call[Any]) -> None:
-        for collect in collectors:
+        for collect in each:
             collect(call)
 
     return collect_all
 
 
-def _guarded(backend: TelemetryBackend) -> Collect:
+def _guarded(collector: CallCollector) -> Collect:
     """A backend that fails must not fail the call that it was told about."""
-    collect = backend.collect
+    collect = collector.collect
     failures = 0
 
     def guarded(call: Call[Any]) -> None:
@@ -60,7 +92,7 @@ def _guarded(backend: TelemetryBackend) -> Collect:
         except Exception:
             failures += 1
             if failures == 1:
-                name = f"{type(backend).__module__}.{type(backend).__qualname__}"
+                name = f"{type(collector).__module__}.{type(collector).__qualname__}"
                 logger.exception("the telemetry backend %s lost a call; further losses are not logged", name)
 
     return guarded
