@@ -1,0 +1,1 @@
+"""The backends of plugins/, against real servers."""
