@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["agentrt.testing.pytest_plugin"]
+pytest_plugins = ["agentrt.testing.pytest_plugin", "servers.fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -36,7 +36,8 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     loader.exec_module(module)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     places = {"ROOT": tmp_path, "HOME": tmp_path / ".dev", "LOCK": tmp_path / "requirements.lock"}
-    for name, path in {**places, "BENCHMARKS": tmp_path / "benchmarks"}.items():
+    places |= {"BENCHMARKS": tmp_path / "benchmarks", "TEST_SERVERS": tmp_path / "tests" / "servers"}
+    for name, path in places.items():
         monkeypatch.setattr(module, name, path)
     module.LOCK.write_text(
         f"# inputs: {module.declared_inputs()}\n# === run ===\n{REQUIREMENT}# === test ===\n"
@@ -182,6 +183,7 @@ def test_the_committed_locks_fit_what_is_declared(dev: ModuleType, monkeypatch: 
         "ROOT": ROOT,
         "LOCK": ROOT / "requirements.lock",
         "BENCHMARKS": ROOT / "benchmarks",
+        "TEST_SERVERS": ROOT / "tests" / "servers",
     }.items():
         monkeypatch.setattr(dev, name, path)
     assert dev.lock_problem() is None
@@ -222,6 +224,51 @@ def test_a_benchmark_has_a_lock_for_its_peers(dev: ModuleType) -> None:
     assert "benchmarks/speed.lock does not fit" in dev.lock_problem()
     inputs = dev.declared_inputs(dev.BENCHMARKS / "speed.in")
     (dev.BENCHMARKS / "speed.lock").write_text(f"# inputs: {inputs}\n{REQUIREMENT}")
+    assert dev.lock_problem() is None
+
+
+def add_server(dev: ModuleType, name: str) -> Path:
+    dev.TEST_SERVERS.mkdir(parents=True, exist_ok=True)
+    declared: Path = dev.TEST_SERVERS / f"{name}.in"
+    declared.write_text(f"{name}\n")
+    lock = declared.with_suffix(".lock")
+    lock.write_text(f"# inputs: {dev.declared_inputs(declared)}\n{REQUIREMENT}")
+    return declared
+
+
+def test_a_test_server_has_a_lock_that_does_not_depend_on_our_own_dependencies(dev: ModuleType) -> None:
+    declared = add_server(dev, "moto")
+    assert dev.lock_problem() is None
+    before = dev.declared_inputs(declared)
+    project = dev.ROOT / "pyproject.toml"
+    project.write_text(project.read_text().replace('"msgspec', '"attrs>=25",\n    "msgspec'))
+    assert dev.declared_inputs(declared) == before
+    declared.write_text("moto>=5\n")
+    assert dev.declared_inputs(declared) != before
+
+
+def test_a_lock_of_a_server_that_does_not_fit_is_refused(dev: ModuleType) -> None:
+    add_server(dev, "moto").write_text("moto>=5\n")
+    assert "tests/servers/moto.lock does not fit" in dev.lock_problem()
+
+
+def test_a_server_is_resolved_without_us_and_a_benchmark_with_us(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved: list[tuple[str, tuple[Path, ...]]] = []
+
+    def resolve(preferred: list[str], what: str, *sources: Path) -> list[str]:
+        del preferred
+        resolved.append((what.strip(), sources))
+        return [REQUIREMENT]
+
+    monkeypatch.setattr(dev, "resolve", resolve)
+    dev.BENCHMARKS.mkdir()
+    peers, server = dev.BENCHMARKS / "speed.in", add_server(dev, "moto")
+    peers.write_text("tenacity\n")
+    dev.cmd_lock([])
+    own = dev.ROOT / "pyproject.toml"
+    assert resolved[-2:] == [("--group build", (own, peers)), ("", (server,))]
     assert dev.lock_problem() is None
 
 
@@ -268,11 +315,11 @@ def test_one_that_was_not_finished_is_made_anew(dev: ModuleType, steps: list[str
 def test_one_in_a_folder_that_was_moved_is_made_anew(
     dev: ModuleType, steps: list[str], monkeypatch: Any
 ) -> None:
-    dev.environment("test", dev.OWN, REQUIREMENT, [])
+    dev.environment("test", dev.OWN, REQUIREMENT, [dev.ROOT])
     moved = dev.ROOT / "moved"
     dev.HOME.rename(moved)
     monkeypatch.setattr(dev, "HOME", moved)
-    dev.environment("test", dev.OWN, REQUIREMENT, [])
+    dev.environment("test", dev.OWN, REQUIREMENT, [dev.ROOT])
     assert steps == MAKE + MAKE
 
 
@@ -286,6 +333,66 @@ def test_two_at_once_make_it_once(dev: ModuleType, steps: list[str], monkeypatch
     for thread in threads:
         thread.join()
     assert steps == MAKE
+
+
+@pytest.fixture
+def made(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The environments that are asked for, in place of making them."""
+    names: list[str] = []
+
+    def environment(name: str, version: str, requirements: str, distributions: list[Path]) -> Path:
+        assert version in dev.SUPPORTED
+        assert requirements.endswith(REQUIREMENT) or name == "test"
+        assert not distributions or name == "test"
+        names.append(name)
+        return Path("python")
+
+    for server in ("moto", "rotel", "phoenix"):
+        add_server(dev, server)
+    monkeypatch.setattr(dev, "environment", environment)
+    monkeypatch.setattr(dev, "become", lambda *_, **__: None)
+    monkeypatch.setattr(dev, "cmd_servers", lambda _: names.append("debian"))
+    monkeypatch.chdir(dev.ROOT)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environments"),
+    [
+        ([], ["server-moto", "server-rotel", "test"]),
+        (["--servers", "-m", "servers"], ["debian", "server-moto", "server-rotel", "test"]),
+        (["--slow"], ["server-moto", "server-phoenix", "server-rotel", "test"]),
+    ],
+)
+def test_the_tests_get_the_servers_they_may_use(
+    dev: ModuleType, made: list[str], arguments: list[str], environments: list[str]
+) -> None:
+    dev.cmd_test(arguments)
+    assert made == environments
+
+
+def test_one_environment_of_a_server_does_for_all_pythons(
+    dev: ModuleType, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions: list[str] = []
+    real = dev.environment
+    monkeypatch.setattr(dev, "environment", lambda *of: (versions.append(of[1]), real(*of))[1])
+    dev.cmd_test(["--python", "3.12"])
+    assert versions == [dev.OWN, dev.OWN, "3.12"]
+    # A Python that is newer than what the servers were resolved for runs the tests, not the servers.
+    monkeypatch.setattr(dev, "OWN", "3.99")
+    monkeypatch.setattr(dev, "find_interpreter", lambda version: version == "3.12")
+    versions.clear()
+    dev.server_environments(slow=False)
+    assert versions == ["3.12", "3.12"]
+    assert "server-phoenix" not in made
+
+
+def test_an_environment_of_a_server_holds_nothing_of_ours(dev: ModuleType, steps: list[str]) -> None:
+    add_server(dev, "moto")
+    dev.server_environments(slow=False)
+    assert steps == MAKE[:2]
+    assert (dev.HOME / f"server-moto-{dev.OWN}" / "agentrt-stamp").exists()
 
 
 def test_children_keep_bytecode_and_see_no_other_python(
@@ -340,11 +447,15 @@ def test_ci_runs_every_part_and_tells_its_time(tmp_path: Path) -> None:
         "check",
         "test --python 3.11",
         "test --python 3.13",
+        "servers",
+        "test --servers -m servers",
     ]
     assert re.findall(r"^(\S.*?)  +\d+ s  ok$", done.stdout, re.MULTILINE) == [
         "check",
         "test 3.11",
         "test 3.13",
+        "servers",
+        "test servers",
     ]
 
 
@@ -374,8 +485,23 @@ def test_a_session_that_tested_nothing_fails(
     tmp_path: Path, body: str, options: list[str], status: int
 ) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    shutil.copytree(ROOT / "tests" / "servers", tmp_path / "servers")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "test_it.py").write_text(body)
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_it.py"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert done.returncode == status, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("fixture", "mark"), [("prometheus", "servers"), ("phoenix", "slow")])
+def test_a_server_that_a_plain_run_does_not_have_asks_for_a_mark(
+    tmp_path: Path, fixture: str, mark: str
+) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    shutil.copytree(ROOT / "tests" / "servers", tmp_path / "servers")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "test_it.py").write_text(f"def test_a({fixture}): pass")
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 4
+    assert f"needs {fixture}: mark it `@pytest.mark.{mark}`" in done.stderr
