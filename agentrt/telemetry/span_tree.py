@@ -153,7 +153,7 @@ class Node(Struct, eq=False):
 
     def walk(self) -> Iterator[Node]:
         """This node and everything below, parents first, in the order of drawing."""
-        stack = [self]
+        stack: list[Node] = [self]
         while stack:
             node = stack.pop()
             yield node
