@@ -114,6 +114,7 @@ def _span_row(node: Node, tree: Tree) -> dict[str, Any]:
         "own": [(_since(start, tree), (end - start) / 1e9) for start, end in own(node)],
     }
     optional = {
+        "operation": node.kind in ("run", "model", "tool") and " " in node.name,
         "failed": node.failed,
         "unended": node.is_open,
         "degraded": node.is_degraded,
