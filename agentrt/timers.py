@@ -33,7 +33,10 @@ Task = asyncio.Task[Any]
 _NO_CONTEXT = Context()
 
 LOOK_AGAIN: Final = 0.05
-"""Seconds after which a limit that met a running cleanup looks whether that is over."""
+"""Seconds after which a limit that met a running cleanup looks whether that is over. Once it is long overdue it looks
+less often, `LOOK_AGAIN_SHARE` of the time that it is: a callee that never ends must not cost 20 looks a second."""
+
+LOOK_AGAIN_SHARE: Final = 0.01
 
 
 class Armed(Struct, eq=False):
@@ -110,7 +113,7 @@ class Timers:
             # Somebody cancelled this task since: its cleanup is running and is not cut. If that was not us (the
             # callee's own asyncio.timeout), nobody tells when it is over.
             self._due.setdefault(task, []).append(armed)
-            armed.handle = self.loop.call_later(LOOK_AGAIN, self._look_again, armed)
+            armed.handle = self.loop.call_later(LOOK_AGAIN, self._look_again, armed, context=_NO_CONTEXT)
         else:
             armed.delivered = True
             task.cancel()
@@ -149,7 +152,8 @@ class Timers:
         return ours
 
     def _look_again(self, armed: Armed) -> None:
-        armed.handle = self.loop.call_later(LOOK_AGAIN, self._look_again, armed)
+        delay = max(LOOK_AGAIN, LOOK_AGAIN_SHARE * (self.time() - armed.when))
+        armed.handle = self.loop.call_later(delay, self._look_again, armed, context=_NO_CONTEXT)
         self._deliver(armed)
 
     def _deliver(self, armed: Armed) -> None:
