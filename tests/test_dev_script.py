@@ -359,9 +359,9 @@ def made(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "environments"),
     [
-        ([], ["server-moto", "server-rotel", "test"]),
-        (["--servers", "-m", "servers"], ["debian", "server-moto", "server-rotel", "test"]),
-        (["--slow"], ["server-moto", "server-phoenix", "server-rotel", "test"]),
+        ([], ["test", "server-moto", "server-rotel"]),
+        (["--servers", "-m", "servers"], ["test", "debian", "server-moto", "server-rotel"]),
+        (["--slow"], ["test", "server-moto", "server-phoenix", "server-rotel"]),
     ],
 )
 def test_the_tests_get_the_servers_they_may_use(
@@ -378,7 +378,7 @@ def test_one_environment_of_a_server_does_for_all_pythons(
     real = dev.environment
     monkeypatch.setattr(dev, "environment", lambda *of: (versions.append(of[1]), real(*of))[1])
     dev.cmd_test(["--python", "3.12"])
-    assert versions == [dev.OWN, dev.OWN, "3.12"]
+    assert versions == ["3.12", dev.OWN, dev.OWN]
     # A Python that is newer than what the servers were resolved for runs the tests, not the servers.
     monkeypatch.setattr(dev, "OWN", "3.99")
     monkeypatch.setattr(dev, "find_interpreter", lambda version: version == "3.12")

@@ -45,8 +45,8 @@ class Rotel(Program):
     def argv(self, folder: Path) -> Sequence[str | Path]:
         http, grpc = self.ports
         program = find_wheel("rotel", "lib/python*/site-packages/rotel/rotel-agent")
-        line = f"--otlp-http-endpoint 127.0.0.1:{http} --otlp-grpc-endpoint 127.0.0.1:{grpc} --batch-timeout 50ms"
-        line += " --exporter otlp --otlp-exporter-protocol http"
+        line = f"--otlp-http-endpoint 127.0.0.1:{http} --otlp-grpc-endpoint 127.0.0.1:{grpc}"
+        line += " --exporter otlp --otlp-exporter-protocol http --otlp-exporter-batch-timeout 50ms"
         line += f" --otlp-exporter-endpoint {self.onward}"
         return [program, "start", "--pid-file", folder / "pid", *line.split()]
 
