@@ -39,8 +39,11 @@ T = TypeVar("T")
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "agentrt.secrets": {"env": "agentrt.secrets.env:Env"},
     "agentrt.telemetry": {
+        "file": "agentrt.telemetry.file:File",
+        "jaeger": "agentrt.telemetry.otlp:Jaeger",
         "memory": "agentrt.telemetry.memory:InMemory",
         "none": "agentrt.telemetry.none:NoTelemetry",
+        "otlp": "agentrt.telemetry.otlp:Otlp",
     },
     "agentrt.models": {
         "anthropic": "agentrt.models.anthropic:Anthropic",
