@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "Run an agent on a message, or talk to it.",
     "explain": "Draw what every call of an agent goes through.",
     "check": "Find out what is wrong before running anything.",
+    "trace": "Show a stored run: where its time went, what failed.",
     "plugins": "List plugins, with version and state.",
     "models": "List and fetch the models that run here.",
     "completion": "Print the completion script of a shell.",

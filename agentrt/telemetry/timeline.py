@@ -113,7 +113,7 @@ def _span_row(node: Node, tree: Tree) -> dict[str, Any]:
         "aside": node.target if shows_target else "",
         "own": [(_since(start, tree), (end - start) / 1e9) for start, end in own(node)],
     }
-    optional = {
+    optional: dict[str, Any] = {
         "operation": node.kind in ("run", "model", "tool") and " " in node.name,
         "failed": node.failed,
         "unended": node.is_open,

@@ -146,7 +146,9 @@ class Page:
     def click(self, selector: str, *, times: int = 1) -> None:
         """Click on the middle of the first element that fits."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        place = self.value(f"(() => {{ const b = {box}; return [b.x + b.width / 2, b.y + b.height / 2]; }})()")
+        place = self.value(
+            f"(() => {{ const b = {box}; return [b.x + b.width / 2, b.y + b.height / 2]; }})()"
+        )
         mouse = {"x": place[0], "y": place[1], "button": "left"}
         for count in range(1, times + 1):
             for kind in ("mousePressed", "mouseReleased"):
@@ -155,7 +157,9 @@ class Page:
     def drag(self, selector: str, begin: float, end: float) -> None:
         """Draw the mouse across an element, from one share of its width to another."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        x, y, width = self.value(f"(() => {{ const b = {box}; return [b.x, b.y + b.height / 2, b.width]; }})()")
+        x, y, width = self.value(
+            f"(() => {{ const b = {box}; return [b.x, b.y + b.height / 2, b.width]; }})()"
+        )
         steps = (("mousePressed", begin), ("mouseMoved", (begin + end) / 2), ("mouseMoved", end))
         for kind, share in (*steps, ("mouseReleased", end)):
             mouse = {"type": kind, "x": x + share * width, "y": y, "button": "left", "buttons": 1}

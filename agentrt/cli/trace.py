@@ -1,0 +1,282 @@
+"""`agentrt trace`: a stored run, drawn in the terminal or as a page. Also what `agentrt run --trace` shows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+
+import click
+from msgspec import Struct
+
+from agentrt.cli.candidates import similar_to
+from agentrt.cli.report import OK
+from agentrt.cli.terminal import Terminal
+from agentrt.errors import ConfigError
+from agentrt.telemetry.span_tree import Node, Tree
+from agentrt.telemetry.trace_view import TraceView
+
+__all__ = ["check_page", "show_runs", "trace"]
+
+MOST_RUNS = 100
+"""More runs than this make a page too large to open."""
+
+LISTED = 5
+STDOUT = "-"
+
+
+@click.command(
+    short_help="Show a stored run: where its time went, what failed.",
+    epilog="""\b
+Examples:
+  agentrt trace telemetry.jsonl                     the last run
+  agentrt trace telemetry.jsonl --list              which runs there are
+  agentrt trace telemetry.jsonl --run 7f3a          a run, by the beginning of its id
+  agentrt trace telemetry.jsonl --html run.html     a page to search and click through
+""",
+)
+@click.argument("file", type=click.Path())
+@click.option("--run", "run_id", metavar="ID", help="This run: its id, that of its trace, or how one begins.")
+@click.option("--last", is_flag=True, help="The run that began last, which is the default.")
+@click.option("--list", "list_wanted", is_flag=True, help="List the runs instead.")
+@click.option("--html", "page", metavar="OUT", type=click.Path(), help="Write a page to OUT (-: to stdout).")
+@click.option("--all", "every", is_flag=True, help="Draw all of many similar calls, not only some.")
+@click.option("--older", is_flag=True, help="Read the rotated files FILE.1, FILE.2 ... as well.")
+@click.pass_obj
+def trace(
+    terminal: Terminal,
+    /,
+    file: str,
+    run_id: str | None,
+    last: bool,
+    list_wanted: bool,
+    page: str | None,
+    every: bool,
+    older: bool,
+) -> int:
+    """Show a run that the telemetry backend "file" has written to FILE: its calls on the time axis, with attempts,
+    waits, tokens and errors.
+
+    Without --run it is the last one. With --html, all runs that are not chosen from are on the page.
+    """
+    if sum((run_id is not None, last, list_wanted)) > 1:
+        raise click.UsageError("--run, --last and --list exclude each other")
+    if list_wanted and page is not None:
+        raise click.UsageError("--list and --html exclude each other: a page lists its runs itself")
+    if page is not None:
+        check_page(page, option="--html")
+    trees = _read(file, terminal, older=older)
+    if list_wanted:
+        _list(trees, terminal)
+        return OK
+    chosen = trees
+    if run_id is not None:
+        chosen = [_find(trees, run_id, file)]
+    elif last or page is None:
+        chosen = trees[-1:]
+        if len(trees) > 1 and not last:
+            terminal.note(f"the last of {len(trees):,} runs; --list shows them, --run ID another one")
+    if page is not None:
+        _write_page(page, chosen, terminal)
+    else:
+        _draw(chosen, terminal, every=every)
+    return OK
+
+
+# --- a run that has just ended -------------------------------------------------------------------------
+
+
+def show_runs(view: TraceView, terminal: Terminal, *, is_drawn: bool, page: str | None) -> None:
+    """Draw what `view` has on stderr (`is_drawn`), and write it to the file `page`, if there is one.
+
+    Raises ConfigError if the page cannot be written.
+    """
+    from agentrt.telemetry.waterfall import Look, waterfall
+
+    trees = view.trees()
+    if not trees:
+        terminal.warning("there is no trace to show: no span came of this run")
+        return
+    if view.left_out:
+        terminal.warning(f"the trace is not whole: {view.left_out:,} spans were too many to keep")
+    if is_drawn:
+        look = Look.of(sys.stderr)
+        for tree in trees:
+            terminal.say("\n" + "\n".join(waterfall(tree, look)))
+    if page is not None:
+        _write_page(page, trees, terminal)
+
+
+def check_page(page: str, *, option: str) -> None:
+    """Raises ConfigError if a page could not be written there, before anything is done for it."""
+    folder = os.path.dirname(page) or "."
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{option} {page}: there is no folder {folder}")
+    if os.path.isdir(page):
+        raise ConfigError(f"{option} {page}: this is a folder; name a file")
+    if page != STDOUT and not os.access(page if os.path.exists(page) else folder, os.W_OK):
+        raise ConfigError(f"{option} {page}: it cannot be written; choose another place")
+
+
+def _write_page(page: str, trees: Sequence[Tree], terminal: Terminal) -> None:
+    from agentrt.telemetry.timeline import timeline
+
+    if len(trees) > MOST_RUNS:
+        terminal.warning(f"the page has the last {MOST_RUNS} of {len(trees):,} runs; --run ID chooses one")
+    text = timeline(trees[-MOST_RUNS:])
+    if page == STDOUT:
+        terminal.write(text)
+        return
+    try:
+        with open(page, "w", encoding="utf-8") as out:
+            out.write(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {page}: {error.strerror or error}") from error
+    terminal.note(f"the timeline is in {page}")
+
+
+def _draw(trees: Sequence[Tree], terminal: Terminal, *, every: bool) -> None:
+    from agentrt.telemetry.waterfall import Look, waterfall
+
+    look = Look.of(sys.stdout)
+    for tree in trees:
+        terminal.line("\n".join(waterfall(tree, look, every=every)))
+
+
+# --- reading -------------------------------------------------------------------------------------------
+
+
+def _read(file: str, terminal: Terminal, *, older: bool) -> list[Tree]:
+    """The runs in a file, in order of time. Raises ConfigError if there is none."""
+    from agentrt.telemetry.file_reader import read
+    from agentrt.telemetry.signals import LogLine, Span
+    from agentrt.telemetry.span_tree import build_trees
+
+    spans: list[Span] = []
+    logs: list[LogLine] = []
+    others = 0
+    try:
+        reading = read(file, older=older)
+        for item in reading:
+            if isinstance(item, Span):
+                spans.append(item)
+            elif isinstance(item, LogLine):
+                logs.append(item)
+            else:
+                others += 1
+    except FileNotFoundError:
+        raise ConfigError(_no_file(file)) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
+    skipped = reading.skipped
+    if not spans:
+        raise ConfigError(_no_spans(file, skipped=skipped, others=others + len(logs)))
+    if skipped:
+        lines = "1 line was" if skipped == 1 else f"{skipped:,} lines were"
+        terminal.warning(f"{file}: {lines} no telemetry, or torn, and left out")
+    return build_trees(spans, logs)
+
+
+def _no_file(file: str) -> str:
+    folder, name = os.path.split(file)
+    try:
+        names = [entry.name for entry in os.scandir(folder or ".") if entry.is_file()]
+    except OSError:
+        return f"there is no file {file}"
+    similar = similar_to(name, names)
+    return f"there is no file {file}" + (
+        f"; did you mean {os.path.join(folder, similar)}?" if similar else ""
+    )
+
+
+def _no_spans(file: str, *, skipped: int, others: int) -> str:
+    if others:
+        return f"{file} has metrics or log lines but no spans: there is no run to show"
+    if skipped:
+        return (
+            f'{file} has no telemetry in it: FILE is what the backend "file" writes ([telemetry.file] path)'
+        )
+    return f"{file} is empty: no run has been written to it yet"
+
+
+# --- choosing ------------------------------------------------------------------------------------------
+
+
+class _Entry(Struct, frozen=True, eq=False):
+    """A run as it may be asked for."""
+
+    id: str
+    tree: Tree
+
+
+def _find(trees: Sequence[Tree], wanted: str, file: str) -> Tree:
+    """The run with this id, or whose id, or whose trace's id, begins so. Raises ConfigError."""
+    entries = _entries(trees)
+    found = [entry for entry in entries if entry.id == wanted]
+    if not found:
+        found = [entry for entry in entries if entry.id.startswith(wanted)] if wanted else []
+        ids = dict.fromkeys(entry.id for entry in found)
+        if len(ids) > 1:
+            more = "" if len(ids) <= LISTED else f" and {len(ids) - LISTED} more"
+            raise ConfigError(
+                f"{file} has several runs that begin with {wanted!r}: {', '.join(list(ids)[:LISTED])}{more}"
+            )
+    if found:
+        return found[-1].tree
+    similar = similar_to(wanted, [entry.id for entry in entries])
+    hint = f"; did you mean {similar}?" if similar else "; --list shows the runs that there are"
+    raise ConfigError(f"{file} has no run {wanted!r}{hint}")
+
+
+def _entries(trees: Sequence[Tree]) -> list[_Entry]:
+    entries = []
+    for tree in trees:
+        entries.append(_Entry(tree.trace_id, tree))
+        if tree.run_id:
+            entries.append(_Entry(tree.run_id, tree))
+        entries += [
+            _Entry(node.run_id, Tree.of(node))
+            for node in tree.nodes()
+            if node.kind == "run" and node.run_id and node.run_id != tree.run_id
+        ]
+    return entries
+
+
+def _list(trees: Sequence[Tree], terminal: Terminal) -> None:
+    from agentrt.telemetry.waterfall import duration, printable
+
+    head = ("began", "run", "name", "took", "spans", "state")
+    rows = [
+        (
+            datetime.fromtimestamp(tree.start / 1e9).isoformat(" ", "seconds"),
+            printable(tree.run_id or tree.trace_id),
+            printable(tree.title),
+            duration(tree.seconds),
+            f"{sum(1 for _ in tree.nodes()):,}",
+            _state(tree),
+        )
+        for tree in trees
+    ]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head) - 1)]
+    terminal.line(terminal.style(_columns(head, widths), "bold", out=True))
+    for tree, row in zip(trees, rows, strict=True):
+        line = _columns(row, widths)
+        terminal.line(terminal.style(line, "red", out=True) if tree.failed else line)
+
+
+def _columns(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]])
+
+
+def _state(tree: Tree) -> str:
+    if tree.failed:
+        return "failed: " + next(
+            (f.error_type for f in _failed(tree.roots) if f.error_type), "no reason given"
+        )
+    inside = len(tree.failures())
+    return "ok" if not inside else f"ok, {inside} failure{'s' if inside != 1 else ''} inside"
+
+
+def _failed(roots: Sequence[Node]) -> list[Node]:
+    return [root for root in roots if root.failed]
