@@ -135,8 +135,7 @@ def read_config(
         for file in env_files:
             load_env_file(file, os.environ)
     config = Config.load(config_file, overrides=[*_as_overrides(models), *overrides])
-    show_warnings(terminal)
-    show_logs(config.log.level, terminal)
+    show_warnings(terminal, show_logs(config.log, terminal))
     for note in config.notes:
         terminal.warning(note)
     return config

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET, Struct, UnsetType
-from msgspec.structs import force_setattr
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType, field
+from msgspec.structs import force_setattr, replace
 
 from agentrt import options
 from agentrt.errors import ConfigError
 
-__all__ = ["KINDS", "LEVELS", "STAGES", "AgentSection", "LogSection", "RunSection"]
+__all__ = ["KINDS", "LEVELS", "STAGES", "AgentSection", "LogOutput", "LogSection", "RunSection"]
 
 STAGES = (
     "timeout",
@@ -26,6 +28,12 @@ KINDS = ("model", "tool", "memory", "secret", "call")
 """The kinds of calls that have tables of their own; "call" is every other kind."""
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
+
+STDERR = "stderr"
+"""The output of logs that is no file."""
+
+MIN_ROTATION = 1000
+"""Bytes: a file that is rotated with every line is a mistake."""
 
 
 class RunSection(Struct, frozen=True, kw_only=True):
@@ -65,16 +73,102 @@ class AgentSection(Struct, frozen=True, kw_only=True):
         return [self.model] if isinstance(self.model, str) else list(self.model or [])
 
 
+class LogOutput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of [log] outputs, as a table.
+
+    `to`: "stderr", or the path of a file (from the working directory), whose folder is made if need be. `level` (that
+    of [log]), `format` (that of [log]). For a file: `rotation` ("50 MB"; also a number of bytes, `false` for never):
+    the size at which it becomes FILE.1, FILE.1 becomes FILE.2 and so on; `keep` (5): so many old ones stay.
+    """
+
+    to: str
+    level: str | None = None
+    format: Literal["text", "json"] | None = None
+    rotation: int | str | None = "50 MB"
+    keep: int = 5
+
+    @property
+    def is_file(self) -> bool:
+        return self.to != STDERR
+
+    @property
+    def max_bytes(self) -> int | None:
+        """The size at which a file is rotated, in bytes; None: never."""
+        return None if self.rotation in (None, False) else _size("outputs: rotation", self.rotation)
+
+
 class LogSection(Struct, frozen=True, kw_only=True):
     """[log]
 
-    `level`: "debug", "info", "warning", "error" or "critical", in small letters or capitals.
+    `level`: "debug", "info", "warning", "error" or "critical", in small letters or capitals (default: "warning" on
+    stderr, "info" in files and for telemetry backends). `levels`: of single loggers and those below them, wherever
+    their lines go. `format`: "text" or "json" (default: short lines for a reader on stderr, text with everything in
+    files, JSON in a file named .json or .jsonl). `outputs` (["stderr"]): "stderr", paths, tables as `LogOutput`.
     """
 
     level: str | None = None
+    format: Literal["text", "json"] | None = None
+    outputs: list[str | LogOutput] = field(default_factory=lambda: [STDERR])
+    levels: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         if self.level is not None:
-            if self.level.lower() not in LEVELS:
-                options.choice("level", self.level, LEVELS)
-            force_setattr(self, "level", self.level.lower())
+            force_setattr(self, "level", _level("level", self.level))
+        levels = {name: _level(f"levels: {name}:", level) for name, level in self.levels.items()}
+        force_setattr(self, "levels", levels)
+        force_setattr(self, "outputs", [_output(output) for output in self.outputs])
+        names = [output.to for output in self.sinks]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"outputs: {twice!r} stands there twice")
+
+    @property
+    def sinks(self) -> list[LogOutput]:
+        """`outputs` as tables."""
+        return [output for output in self.outputs if isinstance(output, LogOutput)]
+
+
+def _level(name: str, value: str) -> str:
+    if value.lower() not in LEVELS:
+        options.choice(name, value, LEVELS)
+    return value.lower()
+
+
+def _output(output: str | LogOutput) -> LogOutput:
+    made = LogOutput(to=output) if isinstance(output, str) else output
+    if made.to.lower() == STDERR:
+        made = replace(made, to=STDERR)
+    elif not any(mark in made.to for mark in "/.\\") or made.to.endswith("/"):
+        raise ConfigError(
+            f'outputs: {made.to!r} is neither "stderr" nor a file such as "./{made.to.strip("/") or "agent"}.log"; '
+            "logs go to a telemetry backend by its table [telemetry.NAME]"
+        )
+    if made.level is not None:
+        made = replace(made, level=_level("outputs: level", made.level))
+    options.count("outputs: keep", made.keep)
+    _ = made.max_bytes
+    return made
+
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "KIB": 1024,
+    "MIB": 1024**2,
+    "GIB": 1024**3,
+}
+
+
+def _size(name: str, value: int | str | None) -> int:
+    """Bytes: a number, or text such as "50 MB"."""
+    text = str(value).strip()
+    digits = text.rstrip("KMGIBkmgib ")
+    unit = text[len(digits) :].strip().upper()
+    if not digits.isdecimal() or unit not in _UNITS or int(digits) * _UNITS[unit] < MIN_ROTATION:
+        raise ConfigError(
+            f'{name} must be a size of at least {MIN_ROTATION} bytes, such as "50 MB", or false, not {value!r}'
+        )
+    return int(digits) * _UNITS[unit]
