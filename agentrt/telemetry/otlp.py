@@ -60,9 +60,10 @@ class Otlp:
     `endpoint`: the base ("http://localhost:4318"; "http://localhost:4317" for gRPC), to which HTTP adds `/v1/traces`,
     `/v1/metrics` and `/v1/logs`. `protocol`: "http/protobuf" (default) or "grpc". `headers`: sent with each request;
     `secret://` references in them are resolved when the backend opens. `timeout`: seconds that a batch may take, all
-    of it (10). `compression`: "gzip" (default) or "none". `certificate`: a file with the authorities to trust;
-    `client_certificate`, `client_key`: our own. `insecure`: no TLS, for a gRPC endpoint without http:// or https://.
-    `signals`: what to send. `delta`: metrics hold what came since the last batch, not since the start (False).
+    of it (10). `compression`: "gzip" or "none" (gzip, but none to a server on this machine). `certificate`: a file
+    with the authorities to trust; `client_certificate`, `client_key`: our own. `insecure`: no TLS, for a gRPC endpoint
+    without http:// or https://. `signals`: what to send. `delta`: metrics hold what came since the last batch, not
+    since the start (False).
 
     What is not given is taken from OTEL_EXPORTER_OTLP_*, each signal's own variables first. Raises `ConfigError` for
     what cannot be meant. A signal that fails does not hold up the others, and what was delivered of a batch is not

@@ -16,6 +16,7 @@ from msgspec import Struct, field
 
 from agentrt import options
 from agentrt.errors import ConfigError
+from agentrt.telemetry.http import _is_loopback
 from agentrt.telemetry.signals import Signal
 
 __all__ = ["Destination", "Given", "Protocol", "destination", "wants_delta"]
@@ -85,7 +86,7 @@ def destination(signal: Signal, given: Given, environ: Mapping[str, str]) -> Des
         url=url,
         setting=setting,
         timeout=_timeout(given, variables),
-        compression=_compression(protocol, given, variables),
+        compression=_compression(protocol, url, given, variables),
         secure=secure,
         headers=_headers(given, variables),
         certificate=certificate,
@@ -214,12 +215,13 @@ def _timeout(given: Given, variables: _Variables) -> float:
     return value / 1000.0 if value >= MILLISECONDS_FROM else value
 
 
-def _compression(protocol: Protocol, given: Given, variables: _Variables) -> Compression:
-    setting, value = (
-        ("compression", given.compression)
-        if given.compression
-        else variables.get("COMPRESSION") or ("compression", "gzip")
-    )
+def _compression(protocol: Protocol, url: str, given: Given, variables: _Variables) -> Compression:
+    setting, value = "compression", str(given.compression or "")
+    if not value:
+        # Every server has to take gzip, says the specification; on the same machine it saves nothing.
+        host = urlsplit(url if "://" in url else f"//{url}").hostname or ""
+        default = "none" if _is_loopback(host) or url.startswith("unix:") else "gzip"
+        setting, value = variables.get("COMPRESSION") or ("compression", default)
     match value.lower():
         case "gzip":
             return "gzip"
