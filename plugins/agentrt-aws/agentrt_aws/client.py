@@ -1,0 +1,110 @@
+"""A client of one AWS service: made when it is first needed, each of its failures one of our errors.
+
+Credentials, profiles and endpoints are found as boto finds them. boto's own retries are off: the exporter retries.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from agentrt import options
+from agentrt.telemetry.http import check_url
+
+if TYPE_CHECKING:
+    from agentrt_aws.signing import Signer
+
+__all__ = ["AwsClient", "Place"]
+
+
+class Place:
+    """Where and as whom: the options that the backends share, checked. `table`: whose they are."""
+
+    def __init__(
+        self, table: str, *, region: str | None, profile: str | None, endpoint: str | None, timeout: float
+    ) -> None:
+        self.table = table
+        self.region = None if region is None else options.text("region", region)
+        self.profile = None if profile is None else options.text("profile", profile)
+        self.endpoint = None if endpoint is None else check_url("endpoint", endpoint)
+        self.timeout = options.seconds("timeout", timeout)
+
+
+class AwsClient:
+    """`service`: as boto names it, and as its permissions begin ("logs:PutLogEvents")."""
+
+    def __init__(self, service: str, place: Place) -> None:
+        self.service = service
+        self.place = place
+        self._stack: AsyncExitStack | None = None
+        self._client: Any = None
+
+    async def call(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to an operation ("put_log_events"). Raises TransientError, ThrottledError or PermanentError."""
+        from agentrt_aws.failures import failure
+
+        try:
+            if self._client is None:
+                await self._make()
+            answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
+        except Exception as error:
+            raise failure(error, self.place.table, self._permission(operation)) from error
+        return answer
+
+    async def signer(self) -> Signer:
+        """Signs requests that boto does not make."""
+        from agentrt_aws.failures import failure
+        from agentrt_aws.signing import Signer
+
+        try:
+            session = self._session()
+            credentials = await session.get_credentials()
+            return Signer(self.service, self._region(session), credentials)
+        except Exception as error:
+            raise failure(error, self.place.table, f"{self.service}:*") from error
+
+    async def aclose(self) -> None:
+        stack, self._stack, self._client = self._stack, None, None
+        if stack is not None:
+            await stack.aclose()
+
+    async def _make(self) -> None:
+        from aiobotocore.config import AioConfig
+
+        session = self._session()
+        timeout = self.place.timeout
+        config = AioConfig(
+            connect_timeout=timeout,
+            read_timeout=timeout,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            user_agent_extra="agentrt",
+        )
+        stack = AsyncExitStack()
+        self._client = await stack.enter_async_context(
+            session.client(
+                self.service,
+                region_name=self._region(session),
+                endpoint_url=self.place.endpoint,
+                config=config,
+            )
+        )
+        self._stack = stack
+
+    def _session(self) -> Any:
+        import aioboto3
+
+        return aioboto3.Session(profile_name=self.place.profile, region_name=self.place.region)
+
+    def _region(self, session: Any) -> str:
+        from botocore.exceptions import NoRegionError
+
+        # Containers of AWS set AWS_REGION, which boto does not read.
+        region = session.region_name or os.environ.get("AWS_REGION")
+        if not region:
+            raise NoRegionError
+        return str(region)
+
+    def _permission(self, operation: str) -> str:
+        return f"{self.service}:{''.join(word.capitalize() for word in operation.split('_'))}"
