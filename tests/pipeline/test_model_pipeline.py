@@ -219,7 +219,7 @@ class Stage:
         if world.careless:
             stages.append(self.careless)
         self.inner = [stage for stage in stages if stage != self.careless]
-        self.budget = RetryBudget(ratio=0.0, per=1e5, minimum=world.minimum)
+        self.budget = RetryBudget(ratio=0.0, per=1e7, minimum=world.minimum)
         stages.append(
             Retry(
                 max_attempts=world.attempts,
