@@ -169,6 +169,8 @@ class Messages:
             message.sum.data_points.extend(self._number(point) for point in metric.points)
         else:
             message.gauge.data_points.extend(self._number(point) for point in metric.points)
+            for number in message.gauge.data_points:
+                number.ClearField("start_time_unix_nano")  # a last value began at no time
         return message
 
     def _number(self, point: Point) -> metrics_pb2.NumberDataPoint:
