@@ -233,12 +233,10 @@ def _entries(trees: Sequence[Tree]) -> list[_Entry]:
     entries = []
     for tree in trees:
         entries.append(_Entry(tree.trace_id, tree))
-        if tree.run_id:
-            entries.append(_Entry(tree.run_id, tree))
         entries += [
-            _Entry(node.run_id, Tree.of(node))
+            _Entry(node.run_id, tree if tree.roots == [node] else Tree.of(node))
             for node in tree.nodes()
-            if node.kind == "run" and node.run_id and node.run_id != tree.run_id
+            if node.kind == "run" and node.run_id
         ]
     return entries
 

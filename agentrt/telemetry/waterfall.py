@@ -348,7 +348,8 @@ def _bar(item: Node | Moment | _Rest, tree: Tree, look: Look, width: int) -> str
         for moment in item.moments:
             if (moment.end - moment.start) * scale >= 0.5:
                 fill(moment.start, moment.end, strokes.wait, least=strokes.wait)
-    return look.paint("".join(cells), colour)
+    drawn = "".join(cells).rstrip()
+    return look.paint(drawn, colour) + " " * (width - len(drawn))
 
 
 def _axis(tree: Tree, look: Look, columns: _Columns) -> str:
@@ -358,7 +359,7 @@ def _axis(tree: Tree, look: Look, columns: _Columns) -> str:
         at = int(seconds / tree.seconds * columns.bar) if seconds else 0
         if at + len(text) <= columns.bar:
             marks[at : at + len(text)] = text
-    return " " * (columns.label + SECONDS + GAP - 1) + look.paint("".join(marks), "dim")
+    return " " * (columns.label + SECONDS + GAP - 1) + look.paint("".join(marks).rstrip(), "dim")
 
 
 def _tick(seconds: float, look: Look) -> str:

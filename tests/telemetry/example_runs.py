@@ -142,7 +142,7 @@ def simple_run() -> Recorder:
 def busy_run() -> Recorder:
     """A run with everything: retries and waits, an open circuit, a fallback, tools side by side, spans of the user's
     own, a child run, a log line, a lost span."""
-    r = Recorder(run="run-7f3a2c")
+    r = Recorder(trace=2, run="run-7f3a2c", start=30.0)
     usage: Attributes = {"gen_ai.usage.input_tokens": 6120, "gen_ai.usage.output_tokens": 1012}
     root = r.agent("TravelPlanner", 0.0, 9.3, attributes={**usage, "agentrt.degraded": True})
     memory: Attributes = {
@@ -248,6 +248,7 @@ def large_run(spans: int = 2000) -> Recorder:
             tool = r.tool("fetch_page", at, at + 0.11, parent=root, error=error)
             r.add(f"GET /page/{step}", at + 0.01, at + 0.1, parent=tool, scope="httpx")
         step += 1
+    del r.spans[spans:]
     return r
 
 
