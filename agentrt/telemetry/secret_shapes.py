@@ -224,11 +224,17 @@ def _sign(sign: str, endings: Collection[str]) -> re.Pattern[str]:
     """Finds `sign` after the ending of a name, with a quote or a blank between them or not."""
     by_width: dict[int, list[str]] = {}
     for ending in endings:
-        by_width.setdefault(3 if ending in _ENDINGS else len(re.sub(r"\\(.)", r"\1", ending)), []).append(
-            ending
-        )
+        width = 3 if ending in _ENDINGS else len(re.sub(r"\\(.)", r"\1", ending))
+        by_width.setdefault(width, []).append(ending)
+    # The last letter first: one look tells most names that are none of ours.
+    letters = sorted({ending[-1] for ending in endings})
+    last = re.escape("".join([*letters, *map(str.upper, letters)])) + "0-9"
     between = ("", r"""["' \t]""", r"""[\\"'][ \t"']""", r"""[\\"'][\\"' \t][ \t"']""")
-    behind = [f"(?<=(?i:{'|'.join(same)}){gap}{sign})" for gap in between for same in by_width.values()]
+    behind = [
+        rf"(?<=[{last}]{gap}{sign})(?<=(?i:{'|'.join(same)}){gap}{sign})"
+        for gap in between
+        for same in by_width.values()
+    ]
     # More blanks or backslashes than that are rare, and worth the exact look.
     return re.compile(rf"{sign}(?:{'|'.join(behind)}|(?<=[ \t]{{2}}{sign})|(?<=\\\\[\"']{sign}))")
 
