@@ -14,9 +14,9 @@ from typing import TextIO
 
 from agentrt.cli.terminal import Terminal
 from agentrt.config.sections import LogSection
-from agentrt.telemetry.logs import Logs
+from agentrt.telemetry.logs import Logs, current
 
-__all__ = ["show_logs", "show_warnings"]
+__all__ = ["adopt_loguru", "show_logs", "show_warnings"]
 
 CLOSING_SECONDS = 2.0
 """What is not written to files this long after the command has ended is lost, and told."""
@@ -28,6 +28,13 @@ def show_logs(section: LogSection, terminal: Terminal, *, service: str = "agentr
     logs.open()
     atexit.register(logs.close, CLOSING_SECONDS)
     return logs
+
+
+def adopt_loguru() -> None:
+    """If the agent's module has loaded loguru, have its lines written as all others. For after the import."""
+    logs = current()
+    if logs is not None:
+        logs.adopt_loguru()
 
 
 def show_warnings(terminal: Terminal, logs: Logs | None = None) -> None:

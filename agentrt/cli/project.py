@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from msgspec import Struct
 
-from agentrt.cli.logs import show_logs, show_warnings
+from agentrt.cli.logs import adopt_loguru, show_logs, show_warnings
 from agentrt.cli.report import UserCodeError
 from agentrt.cli.target import Target, load_target
 from agentrt.cli.terminal import Terminal
@@ -114,7 +114,9 @@ def open_project(
     config = read_config(
         terminal, models=models, overrides=overrides, config_file=config_file, env_files=env_files
     )
-    return Project(load_target(target, app_dir=app_dir), config, factory, tuple(models))
+    loaded = load_target(target, app_dir=app_dir)
+    adopt_loguru()
+    return Project(loaded, config, factory, tuple(models))
 
 
 def read_config(

@@ -10,7 +10,8 @@ from msgspec.structs import force_setattr, replace
 from agentrt import options
 from agentrt.errors import ConfigError
 
-__all__ = ["KINDS", "LEVELS", "STAGES", "AgentSection", "LogOutput", "LogSection", "RunSection"]
+__all__ = [
+    "TelemetrySection","KINDS", "LEVELS", "STAGES", "AgentSection", "LogOutput", "LogSection", "RunSection"]
 
 STAGES = (
     "timeout",
@@ -126,6 +127,40 @@ class LogSection(Struct, frozen=True, kw_only=True):
     def sinks(self) -> list[LogOutput]:
         """`outputs` as tables."""
         return [output for output in self.outputs if isinstance(output, LogOutput)]
+
+
+class TelemetrySection(Struct, frozen=True, kw_only=True):
+    """[telemetry]; each table [telemetry.NAME] turns the backend NAME on.
+
+    `service` ("agentrt"): the service's name in everything that is sent; `resource`: further attributes of it.
+    `sample` (1.0): the part of the traces that is kept, 0 to 1, decided when a run begins; `keep_failures` (false): and
+    what failed in the others. `capture_content` (false): prompts, answers, and tools' arguments and results are
+    sent, redacted. `redact`: regular expressions, `redact_keys`: names of attributes whose values are never sent,
+    besides what is known to be secret. `value_bytes` (32,768): longer texts are cut. `queue` (20,000): items that may
+    wait; `interval` (5.0 s): between two batches, unless a backend says otherwise. `register_global` (false; always
+    in agentrt's commands): if the process has no OpenTelemetry tracer provider, other libraries' spans come to us.
+    """
+
+    service: str | None = None
+    resource: dict[str, str] = {}
+    sample: float = 1.0
+    keep_failures: bool = False
+    capture_content: bool = False
+    redact: list[str] = []
+    redact_keys: list[str] = []
+    value_bytes: int = 32_768
+    queue: int = 20_000
+    interval: float = 5.0
+    register_global: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sample <= 1.0:
+            raise ConfigError(f"sample must be a number from 0 to 1, not {self.sample!r}")
+        options.count("value_bytes", self.value_bytes)
+        options.count("queue", self.queue)
+        options.seconds("interval", self.interval)
+        if self.service is not None:
+            options.text("service", self.service)
 
 
 def _level(name: str, value: str) -> str:

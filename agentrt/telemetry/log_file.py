@@ -181,7 +181,7 @@ class LineThread(Generic[T]):
     """Hands over what it is given to `work`, in batches, in a thread of its own.
 
     At most `limit` (10,000) items and `limit_bytes` (64 MB, by what `put` is told) wait; more are dropped and counted
-    in `dropped`. After a fork the child begins with an empty queue and a thread of its own: what waited belongs to
+    in `dropped`. At a `flush` the last batch may be empty. After a fork the child begins with an empty queue and a thread of its own: what waited belongs to
     the parent. `work` must not raise.
     """
 
@@ -209,18 +209,21 @@ class LineThread(Generic[T]):
         self._thread: threading.Thread | None = None
         self._is_closing = False
         # Each is written by one side only: those who put (one at a time), and the thread.
+        self._count_in = 0
+        self._count_out = 0
         self._bytes_in = 0
         self._bytes_out = 0
 
     def __len__(self) -> int:
-        """How many wait."""
-        return len(self._items)
+        """How many wait or are being worked on."""
+        return self._count_in - self._count_out
 
     def put(self, item: T, size: int) -> None:
         """Take `item`, of about `size` bytes. Callers take turns: one `put` at a time."""
-        if len(self._items) >= self._limit or self._bytes_in - self._bytes_out > self._limit_bytes:
+        if len(self) >= self._limit or self._bytes_in - self._bytes_out > self._limit_bytes:
             self.dropped += 1
             return
+        self._count_in += 1
         self._bytes_in += size
         self._items.append((item, size))
         if not self._wake.is_set():
@@ -231,7 +234,7 @@ class LineThread(Generic[T]):
     def flush(self, seconds: float) -> bool:
         """Wait until all that was put so far has been worked on, at most `seconds`; False if that was too short."""
         if self._thread is None:
-            return not self._items
+            return not len(self)
         reached = threading.Event()
         self._items.append(reached)
         self._hurry.set()
@@ -276,9 +279,9 @@ class LineThread(Generic[T]):
             else:
                 batch.append(item[0])
                 size += item[1]
-        if batch:
-            self._work(batch)
+        self._work(batch)
         # Not before: what is being written takes memory as well.
+        self._count_out += len(batch)
         self._bytes_out += size
         if reached is not None:
             reached.set()

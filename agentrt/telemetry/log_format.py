@@ -66,7 +66,7 @@ MAX_KEY = 256
 BEFORE = 4
 """Redaction sees so many times more than is kept, so that no secret is cut in half at the end of what is kept."""
 
-_NUMBERS = dict(zip(LEVELS, (10, 20, 30, 40, 50), strict=True))
+_NUMBERS: Mapping[str, int] = dict(zip(LEVELS, (10, 20, 30, 40, 50), strict=True))
 
 
 class Entry(Struct, frozen=True, eq=False):

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agentrt.config.sections import LogOutput, LogSection
 from agentrt.telemetry.log_console import Console, Shown, Stderr
@@ -46,7 +46,16 @@ if TYPE_CHECKING:
     from agentrt.telemetry.log_file import LineThread, LogFile
     from agentrt.telemetry.loguru_hub import LoguruHub
 
-__all__ = ["Console", "Forward", "Logs", "RootHandler", "forward_level", "log_line", "not_forwarded"]
+__all__ = [
+    "Console",
+    "Forward",
+    "Logs",
+    "RootHandler",
+    "current",
+    "forward_level",
+    "log_line",
+    "not_forwarded",
+]
 
 Forward = Callable[[LogLine], object]
 """Takes each line for the telemetry backends, in the thread of the logs, redacted. It must not block."""
@@ -71,6 +80,11 @@ def not_forwarded() -> None:
     _not_forwarded.set(True)
 
 
+def current() -> Logs | None:
+    """The logs that are open in this process."""
+    return _open_logs[-1] if _open_logs else None
+
+
 def forward_level(section: LogSection) -> str:
     """The level from which lines go to telemetry backends."""
     return section.level or "info"
@@ -82,7 +96,7 @@ class _Output:
     def __init__(self, output: LogOutput, section: LogSection, tell: Callable[[str], object]) -> None:
         self.level = level_number(output.level or section.level or ("info" if output.is_file else "warning"))
         self.threshold = self.level
-        self.format = output.format or section.format
+        self.format: Literal["text", "json"] | None = output.format or section.format
         self.file: LogFile | None = None
         if output.is_file:
             from agentrt.telemetry.log_file import LogFile
@@ -131,11 +145,11 @@ class Logs:
         self._outputs = [_Output(output, self.section, self._tell) for output in self.section.sinks]
         self._files = [(output.file, output) for output in self._outputs if output.file is not None]
         self._stderr = next((output for output in self._outputs if output.file is None), None)
-        shown, level = (
-            (None, logging.WARNING) if self._stderr is None else (self._stderr.format, self._stderr.level)
-        )
+        stderr = self._stderr
         self._shown = Shown(
-            Stderr() if console is None else console, format=shown, with_time=level <= logging.INFO
+            Stderr() if console is None else console,
+            format=None if stderr is None else stderr.format,
+            with_time=stderr is not None and stderr.level <= logging.INFO,
         )
         self._named = {name: level_number(level) for name, level in self.section.levels.items()}
         self._levels: dict[str, int | None] = {}
@@ -433,7 +447,8 @@ class Logs:
 
     def _tell(self, text: str) -> None:
         """Say on stderr, in its format, what concerns the logs themselves."""
-        self._shown.show(_own_entry(text), self.service)
+        with self._lock:
+            self._shown.show(_own_entry(text), self.service)
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told and len(self._told) < MAX_TOLD:
@@ -442,14 +457,17 @@ class Logs:
 
 
 class RootHandler(logging.Handler):
-    """At the root of the standard loggers. It has no lock: `Logs` holds one only while it writes."""
+    """At the root of the standard loggers. It takes no lock: `Logs` does, only while it writes."""
 
     def __init__(self, logs: Logs) -> None:
         super().__init__()
         self.logs = logs
 
-    def createLock(self) -> None:
-        self.lock = None
+    def handle(self, record: logging.LogRecord) -> bool:
+        passed = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.logs.take(record)
