@@ -18,7 +18,7 @@ from agentrt.errors import PermanentError
 from agentrt.telemetry.http import TooLarge
 from agentrt.telemetry.signals import Batch
 
-__all__ = ["Delivery", "Part", "parts"]
+__all__ = ["Delivery", "Part", "cut_texts", "parts"]
 
 
 class Part(Struct, frozen=True, eq=False):
@@ -52,6 +52,17 @@ def parts(
         used += needed
     if group:
         yield Part(group, to)
+
+
+def cut_texts(value: Any, length: int) -> Any:
+    """`value`, plain data, with each text in it cut to `length` characters: for an item larger than a service takes."""
+    if isinstance(value, str):
+        return value if len(value) <= length else f"{value[:length]}..."
+    if isinstance(value, dict):
+        return {key: cut_texts(item, length) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [cut_texts(item, length) for item in value]
+    return value
 
 
 class Delivery:

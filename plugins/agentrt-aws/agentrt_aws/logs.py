@@ -14,7 +14,7 @@ import msgspec
 
 from agentrt import options
 from agentrt.errors import ConfigError, PermanentError
-from agentrt.telemetry.delivery import Delivery, Part, parts
+from agentrt.telemetry.delivery import Delivery, Part, cut_texts, parts
 from agentrt.telemetry.signals import Batch, LogLine, Signal
 from agentrt_aws.client import AwsClient, Place
 from agentrt_aws.ids import xray_trace_id
@@ -141,9 +141,9 @@ def encode(line: LogLine, service: str) -> bytes:
     for length in CUTS:
         if len(encoded) <= EVENT_BYTES:
             return encoded
-        encoded = _json({**_cut(value, length), "truncated": True})
+        encoded = _json({**cut_texts(value, length), "truncated": True})
     if len(encoded) > EVENT_BYTES:
-        encoded = _json({**_cut(value, CUTS[-1]), "attributes": {}, "truncated": True})
+        encoded = _json({**cut_texts(value, CUTS[-1]), "attributes": {}, "truncated": True})
     return encoded
 
 
@@ -166,16 +166,6 @@ def _value(line: LogLine, service: str) -> dict[str, Any]:
         value["exception"] = line.exception
     if line.attributes:
         value["attributes"] = line.attributes
-    return value
-
-
-def _cut(value: Any, length: int) -> Any:
-    if isinstance(value, str):
-        return value if len(value) <= length else f"{value[:length]}..."
-    if isinstance(value, dict):
-        return {key: _cut(item, length) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_cut(item, length) for item in value]
     return value
 
 

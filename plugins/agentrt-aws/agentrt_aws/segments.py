@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from agentrt.telemetry.delivery import cut_texts
 from agentrt.telemetry.signals import Resource, Span, SpanEvent
 from agentrt_aws.ids import xray_trace_id
 
@@ -49,9 +50,11 @@ def document(span: Span, resource: Resource, annotations: Collection[str]) -> by
     for length in CUTS:
         if len(encoded) <= DOCUMENT_BYTES:
             return encoded
-        value["metadata"]["agentrt"] = {**_cut(value["metadata"]["agentrt"], length), "truncated": True}
+        value["metadata"]["agentrt"] = {**cut_texts(value["metadata"]["agentrt"], length), "truncated": True}
         if "cause" in value:
-            value["cause"] = _cut({**value["cause"], "exceptions": value["cause"]["exceptions"][:10]}, length)
+            value["cause"] = cut_texts(
+                {**value["cause"], "exceptions": value["cause"]["exceptions"][:10]}, length
+            )
         encoded = _json(value)
     if len(encoded) > DOCUMENT_BYTES:
         value["metadata"] = {"agentrt": {"truncated": True}}
@@ -137,16 +140,6 @@ def _event(event: SpanEvent) -> dict[str, Any]:
 
 def _name(text: str) -> str:
     return re.sub(r"[^\w\s.:/%&#=+\\\-@]", "_", text)[:NAME_LENGTH] or "unnamed"
-
-
-def _cut(value: Any, length: int) -> Any:
-    if isinstance(value, str):
-        return value if len(value) <= length else f"{value[:length]}..."
-    if isinstance(value, dict):
-        return {key: _cut(item, length) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_cut(item, length) for item in value]
-    return value
 
 
 def _json(value: Any) -> bytes:
