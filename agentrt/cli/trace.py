@@ -92,7 +92,8 @@ def show_runs(view: TraceView, terminal: Terminal, *, is_drawn: bool, page: str 
 
     Raises ConfigError if the page cannot be written.
     """
-    from agentrt.telemetry.waterfall import Look, waterfall
+    from agentrt.telemetry.look import Look
+    from agentrt.telemetry.waterfall import waterfall
 
     trees = view.trees()
     if not trees:
@@ -137,7 +138,8 @@ def _write_page(page: str, trees: Sequence[Tree], terminal: Terminal) -> None:
 
 
 def _draw(trees: Sequence[Tree], terminal: Terminal, *, every: bool) -> None:
-    from agentrt.telemetry.waterfall import Look, waterfall
+    from agentrt.telemetry.look import Look
+    from agentrt.telemetry.waterfall import waterfall
 
     look = Look.of(sys.stdout)
     for tree in trees:
@@ -242,7 +244,7 @@ def _entries(trees: Sequence[Tree]) -> list[_Entry]:
 
 
 def _list(trees: Sequence[Tree], terminal: Terminal) -> None:
-    from agentrt.telemetry.waterfall import duration, printable
+    from agentrt.telemetry.look import duration, printable
 
     head = ("began", "run", "name", "took", "spans", "state")
     rows = [

@@ -10,9 +10,10 @@ import sys
 from typing import IO, ClassVar, Literal
 
 from agentrt import options
+from agentrt.telemetry.look import Look
 from agentrt.telemetry.signals import Batch, Span
 from agentrt.telemetry.span_tree import build_trees
-from agentrt.telemetry.waterfall import Look, waterfall
+from agentrt.telemetry.waterfall import waterfall
 
 __all__ = ["Console"]
 

@@ -11,29 +11,16 @@ time    chat gpt-5-mini 2.50 s (83%) · execute_tool search 500 ms (17%)
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from typing import IO, Literal, Self
-from unicodedata import combining, east_asian_width
 
 from msgspec import Struct
 
+from agentrt.telemetry.look import Colour, Look, Strokes, begun, cut, duration, printable, width_of
 from agentrt.telemetry.span_tree import Moment, Node, Tree
 from agentrt.telemetry.time_shares import family, own, time_shares
 
-__all__ = ["Look", "cut", "duration", "printable", "waterfall"]
+__all__ = ["waterfall"]
 
-Colour = Literal["bold", "dim", "red", "green", "yellow", "cyan", "magenta"]
-_CODES: dict[Colour, str] = {
-    "bold": "1",
-    "dim": "2",
-    "red": "1;31",
-    "green": "32",
-    "yellow": "33",
-    "cyan": "36",
-    "magenta": "35",
-}
 _COLOURS: dict[str, Colour] = {
     "model": "cyan",
     "tool": "green",
@@ -44,85 +31,11 @@ _COLOURS: dict[str, Colour] = {
     "missing": "dim",
 }
 
-WIDTH = 110
-"""Columns where no terminal says how many there are."""
-
-MIN_WIDTH = 60
 SIMILAR = 10
 """More siblings than this of one kind are drawn as a few and a count."""
 
 FIRST, FAILED = 3, 3
 FAILURES = 5
-
-
-class Strokes(Struct, frozen=True):
-    """The characters of a drawing."""
-
-    fork: str = "├ "
-    last: str = "└ "
-    bar: str = "│ "
-    own: str = "█"
-    below: str = "━"
-    wait: str = "░"
-    brief: str = "▏"
-    moment: str = "◆"
-    failed: str = "✗ "
-    more: str = "…"
-    dot: str = " · "
-    arrow: str = " → "
-    micro: str = "µs"
-    at_most: str = "≤"
-
-
-ASCII = Strokes(
-    fork="|- ",
-    last="`- ",
-    bar="|  ",
-    own="#",
-    below="=",
-    wait=".",
-    brief="|",
-    moment="*",
-    failed="x ",
-    more="...",
-    dot=", ",
-    arrow=" -> ",
-    micro="us",
-    at_most="<=",
-)
-
-
-class Look(Struct, frozen=True):
-    """How to draw: columns to fill, characters, and whether there are colours."""
-
-    width: int = WIDTH
-    strokes: Strokes = Strokes()
-    colours: bool = False
-
-    @classmethod
-    def of(cls, stream: IO[str] | None, *, width: int | None = None) -> Self:
-        """What `stream` can show: its terminal's columns and colours (never with NO_COLOR), its encoding."""
-        is_terminal = stream is not None and not stream.closed and stream.isatty()
-        if width is None:
-            width = shutil.get_terminal_size((WIDTH, 24)).columns if is_terminal else WIDTH
-        coloured = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        strokes = Strokes()
-        try:
-            "".join(getattr(strokes, name) for name in Strokes.__struct_fields__).encode(
-                getattr(stream, "encoding", None) or "ascii"
-            )
-        except (UnicodeEncodeError, LookupError):
-            strokes = ASCII
-        return cls(max(MIN_WIDTH, width), strokes, coloured)
-
-    def paint(self, text: str, colour: Colour | None) -> str:
-        if not self.colours or colour is None or not text:
-            return text
-        return f"\033[{_CODES[colour]}m{text}\033[0m"
-
-    def plain(self, text: str) -> str:
-        """Words of ours in the characters that there are."""
-        return text if self.strokes is not ASCII else text.replace(" → ", " -> ")
 
 
 class _Row(Struct, frozen=True, eq=False):
@@ -153,7 +66,7 @@ def waterfall(tree: Tree, look: Look, *, every: bool = False) -> list[str]:
     """
     rows = list(_rows(tree, look.strokes, every=every))
     columns = _columns(rows, look)
-    lines = [_heading(tree, look), _axis(tree, look, columns)]
+    lines = [*_heading(tree, look), _axis(tree, look, columns)]
     lines += [_line(row, tree, look, columns) for row in rows]
     return [line.rstrip() for line in [*lines, *_foot(tree, look)]]
 
@@ -216,10 +129,10 @@ LEAST_BAR = 16
 
 def _columns(rows: Sequence[_Row], look: Look) -> _Columns:
     """The label takes what it needs, up to two fifths; the rest is shared between bar and facts."""
-    needed = max(_width(row.prefix) + _width(_label(row.item, look)) for row in rows)
+    needed = max(width_of(row.prefix) + width_of(_label(row.item, look)) for row in rows)
     label = max(12, min(needed, look.width * 3 // 8))
     rest = look.width - label - SECONDS - 2 * GAP
-    facts = max((_width(look.strokes.dot.join(_facts(row.item, look))) for row in rows), default=0)
+    facts = max((width_of(look.strokes.dot.join(_facts(row.item, look))) for row in rows), default=0)
     facts = min(facts, rest - max(LEAST_BAR, rest // 2))
     return _Columns(label, max(LEAST_BAR, rest - facts), facts)
 
@@ -227,8 +140,8 @@ def _columns(rows: Sequence[_Row], look: Look) -> _Columns:
 def _line(row: _Row, tree: Tree, look: Look, columns: _Columns) -> str:
     item = row.item
     prefix = _squeezed(row.prefix, columns.label // 2, look.strokes)
-    label = cut(_label(item, look), columns.label - _width(prefix), look.strokes.more)
-    blanks = " " * (columns.label - _width(prefix) - _width(label))
+    label = cut(_label(item, look), columns.label - width_of(prefix), look.strokes.more)
+    blanks = " " * (columns.label - width_of(prefix) - width_of(label))
     colour = _label_colour(item)
     drawn = look.paint(prefix, "dim") + look.paint(label, colour) + blanks
     seconds = look.paint(_seconds(item, look).rjust(SECONDS), "dim" if colour == "dim" else None)
@@ -306,9 +219,9 @@ def _facts(item: Node | Moment | _Rest, look: Look) -> list[str]:
 
 def _joined(facts: Sequence[str], width: int, strokes: Strokes) -> str:
     """As many facts as fit, whole; only the first may be cut."""
-    text = _begun(facts[0], width, strokes.more) if facts else ""
+    text = begun(facts[0], width, strokes.more) if facts else ""
     for fact in facts[1:]:
-        if _width(text) + len(strokes.dot) + _width(fact) <= width:
+        if width_of(text) + len(strokes.dot) + width_of(fact) <= width:
             text += strokes.dot + fact
     return text
 
@@ -354,11 +267,13 @@ def _bar(item: Node | Moment | _Rest, tree: Tree, look: Look, width: int) -> str
 
 def _axis(tree: Tree, look: Look, columns: _Columns) -> str:
     marks = [" "] * columns.bar
-    for seconds in _ticks(tree.seconds, columns.bar // 10):
+    free = 0
+    for seconds in _ticks(tree.seconds, columns.bar // 7):
         text = _tick(seconds, look)
         at = int(seconds / tree.seconds * columns.bar) if seconds else 0
-        if at + len(text) <= columns.bar:
+        if free <= at <= columns.bar - len(text):
             marks[at : at + len(text)] = text
+            free = at + len(text) + 2
     return " " * (columns.label + SECONDS + GAP - 1) + look.paint("".join(marks).rstrip(), "dim")
 
 
@@ -384,22 +299,35 @@ def _ticks(seconds: float, most: int) -> list[float]:
 # --- the whole -----------------------------------------------------------------------------------------
 
 
-def _heading(tree: Tree, look: Look) -> str:
-    state = look.paint("failed", "red") if tree.failed else look.paint("ok", "green")
-    facts = [look.paint(printable(tree.title), "bold"), state]
-    facts.append(duration(tree.seconds, micro=look.strokes.micro))
-    calls = [_counted(tree, kind) for kind in ("model", "tool", "memory")]
-    facts.append(", ".join(filter(None, calls)))
-    if tree.tokens is not None:
-        facts.append(_tokens(tree.tokens, look))
+def _heading(tree: Tree, look: Look) -> list[str]:
+    """What it was and how it ended, on as many lines as it needs."""
     inside = len(tree.failures())
-    if inside and not tree.failed:
-        facts.append(look.paint(f"{inside} failure{'s' if inside != 1 else ''} inside", "red"))
-    if any(root.is_degraded for root in tree.roots):
-        facts.append(look.paint("degraded", "yellow"))
-    if tree.run_id:
-        facts.append(look.paint(f"run {printable(tree.run_id)}", "dim"))
-    return look.strokes.dot.join(filter(None, facts))
+    facts: list[tuple[str, Colour | None]] = [
+        (printable(tree.title), "bold"),
+        ("failed", "red") if tree.failed else ("ok", "green"),
+        (duration(tree.seconds, micro=look.strokes.micro), None),
+        (", ".join(filter(None, (_counted(tree, kind) for kind in ("model", "tool", "memory")))), None),
+        (_tokens(tree.tokens, look) if tree.tokens is not None else "", None),
+        (f"{inside} failure{'s' if inside != 1 else ''} inside", "red")
+        if not tree.failed and inside
+        else ("", None),
+        ("degraded" if any(root.is_degraded for root in tree.roots) else "", "yellow"),
+        (f"run {printable(tree.run_id)}" if tree.run_id else "", "dim"),
+    ]
+    lines: list[str] = []
+    left = 0
+    for text, colour in facts:
+        drawn = look.paint(text := begun(text, look.width, look.strokes.more), colour)
+        needed = len(look.strokes.dot) + width_of(text)
+        if not text:
+            continue
+        if lines and needed <= left:
+            lines[-1] += look.strokes.dot + drawn
+            left -= needed
+        else:
+            lines.append(drawn)
+            left = look.width - width_of(text)
+    return lines
 
 
 def _counted(tree: Tree, kind: str) -> str:
@@ -416,7 +344,7 @@ def _foot(tree: Tree, look: Look) -> list[str]:
     failures = tree.failures()
     for node in failures[:FAILURES]:
         what = ": ".join(filter(None, (node.name, node.error_type, node.message)))
-        text = _begun(printable(what), look.width - len(FAILED_AT), look.strokes.more)
+        text = begun(printable(what), look.width - len(FAILED_AT), look.strokes.more)
         lines.append(look.paint(FAILED_AT, "dim") + look.paint(text, "red"))
     if len(failures) > FAILURES:
         lines.append(" " * len(FAILED_AT) + f"and {len(failures) - FAILURES:,} more failures")
@@ -437,64 +365,8 @@ def _times(tree: Tree, look: Look) -> str:
     for share in shares:
         name = look.plain(cut(printable(share.name), 32, look.strokes.more))
         took = f" {duration(share.seconds, micro=look.strokes.micro)} ({share.seconds / total:.0%})"
-        left -= _width(name) + len(took) + len(look.strokes.dot)
+        left -= width_of(name) + len(took) + len(look.strokes.dot)
         if left < 0 or share.seconds < total / 100:
             break
         parts.append(look.paint(name, _COLOURS.get(share.kind)) + took)
     return look.strokes.dot.join(parts)
-
-
-# --- texts ---------------------------------------------------------------------------------------------
-
-
-def duration(seconds: float, *, micro: str = "µs") -> str:
-    """A duration with its unit and about three digits: "412 ms", "3.42 s", "2 min 05 s"."""
-    if seconds < 0.0009995:
-        return f"{seconds * 1e6:.0f} {micro}"
-    if seconds < 0.9995:
-        return f"{seconds * 1e3:.3g} ms"
-    if seconds < 59.95:
-        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def printable(text: str) -> str:
-    """`text` on one line, without what a terminal would take for a command."""
-    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
-
-
-def cut(text: str, width: int, more: str = "…") -> str:
-    """`text` in `width` columns at most; what is too long loses its middle, for names differ at both ends."""
-    if _width(text) <= width:
-        return text
-    room = width - len(more)
-    if room < 1:
-        return more[: max(0, width)]
-    head, tail = room - room // 3, room // 3
-    return _fitting(text, head) + more + (_fitting(text[::-1], tail)[::-1] if tail else "")
-
-
-def _begun(text: str, width: int, more: str) -> str:
-    """As much of a sentence as fits in `width` columns."""
-    return text if _width(text) <= width else _fitting(text, max(0, width - len(more))) + more
-
-
-def _fitting(text: str, width: int) -> str:
-    for place, char in enumerate(text):
-        width -= _char_width(char)
-        if width < 0:
-            return text[:place]
-    return text
-
-
-def _width(text: str) -> int:
-    return len(text) if text.isascii() else sum(map(_char_width, text))
-
-
-def _char_width(char: str) -> int:
-    if combining(char):
-        return 0
-    return 2 if east_asian_width(char) in "WF" else 1

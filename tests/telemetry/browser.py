@@ -38,7 +38,7 @@ class Browser:
     """chromium as a child process; it ends with the block."""
 
     def __init__(self, *, program: str = "/usr/bin/chromium") -> None:
-        assert os.access(program, os.X_OK), f"{program} is not there: install the Debian package chromium"
+        assert os.access(program, os.X_OK), f"there is no {program}: ./dev servers installs it"
         self._folder = tempfile.mkdtemp(prefix="agentrt-browser-")
         ours_in, theirs_out = _pipe()
         theirs_in, ours_out = _pipe()

@@ -67,8 +67,8 @@ def test_stdout_may_be_chosen_and_is_looked_up_when_it_is_used(monkeypatch: pyte
     written = sys.stdout.buffer
     assert isinstance(written, io.BytesIO)
     lines = written.getvalue().decode("ascii").splitlines()
-    assert lines[2].startswith("invoke_agent Assistant")
-    assert max(map(len, lines[1:])) <= 70
+    assert lines[3].startswith("invoke_agent Assistant")
+    assert max(map(len, lines)) <= 70
 
 
 @pytest.mark.parametrize("stream", [None, "closed"])
