@@ -88,7 +88,9 @@ def sdk_resource(resource: Resource) -> SdkResource:
 
 @lru_cache(maxsize=256)
 def _scope(name: str) -> InstrumentationScope:
-    return InstrumentationScope(name)
+    return InstrumentationScope(
+        name, ""
+    )  # without a version the exporter for Zipkin writes null, which is refused
 
 
 def readable_span(span: Span, resource: Resource) -> ReadableSpan:
