@@ -93,3 +93,21 @@ def test_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREETING_TOKEN", "abc")
     out = agentrt("run", example("secrets.py") + ":Guarded", "hello")
     assert out == "hello, with ********** of 3 characters\n"
+
+
+def test_logging_json(tmp_path: Path) -> None:
+    out = agentrt(
+        *("run", "--set", 'log.outputs=["./shop.jsonl"]', example("logging_json.py") + ":Shop", "3 apples"),
+        cwd=tmp_path,
+    )
+    assert out == "3 apples are on their way\n"
+    lines = [json.loads(line) for line in (tmp_path / "shop.jsonl").read_text().splitlines()]
+    assert [(line["logger"], line["message"]) for line in lines] == [
+        ("agentrt.run", "order received"),
+        ("stock", "12 apples left"),
+        ("logging_json", "parcel packed"),
+    ]
+    assert lines[0]["context"] == {"number": 3, "what": "apples"}
+    assert lines[2]["context"] == {"warehouse": "north"}
+    assert {line["agent"] for line in lines} == {"Shop"}
+    assert len({line["run"] for line in lines}) == 1

@@ -11,7 +11,15 @@ from agentrt import options
 from agentrt.errors import ConfigError
 
 __all__ = [
-    "TelemetrySection","KINDS", "LEVELS", "STAGES", "AgentSection", "LogOutput", "LogSection", "RunSection"]
+    "KINDS",
+    "LEVELS",
+    "STAGES",
+    "AgentSection",
+    "LogOutput",
+    "LogSection",
+    "RunSection",
+    "TelemetrySection",
+]
 
 STAGES = (
     "timeout",
@@ -85,7 +93,7 @@ class LogOutput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     to: str
     level: str | None = None
     format: Literal["text", "json"] | None = None
-    rotation: int | str | None = "50 MB"
+    rotation: int | str | bool = "50 MB"
     keep: int = 5
 
     @property
@@ -95,7 +103,7 @@ class LogOutput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def max_bytes(self) -> int | None:
         """The size at which a file is rotated, in bytes; None: never."""
-        return None if self.rotation in (None, False) else _size("outputs: rotation", self.rotation)
+        return None if self.rotation is False else _size("outputs: rotation", self.rotation)
 
 
 class LogSection(Struct, frozen=True, kw_only=True):
@@ -197,7 +205,7 @@ _UNITS = {
 }
 
 
-def _size(name: str, value: int | str | None) -> int:
+def _size(name: str, value: int | str | bool) -> int:
     """Bytes: a number, or text such as "50 MB"."""
     text = str(value).strip()
     digits = text.rstrip("KMGIBkmgib ")

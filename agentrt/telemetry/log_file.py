@@ -181,8 +181,8 @@ class LineThread(Generic[T]):
     """Hands over what it is given to `work`, in batches, in a thread of its own.
 
     At most `limit` (10,000) items and `limit_bytes` (64 MB, by what `put` is told) wait; more are dropped and counted
-    in `dropped`. At a `flush` the last batch may be empty. After a fork the child begins with an empty queue and a thread of its own: what waited belongs to
-    the parent. `work` must not raise.
+    in `dropped`. At a `flush` the last batch may be empty. After a fork the child begins with an empty queue and a
+    thread of its own: what waited belongs to the parent. `work` must not raise.
     """
 
     def __init__(

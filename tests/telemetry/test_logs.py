@@ -19,7 +19,9 @@ from loguru import logger as loguru_logger
 
 from agentrt import Runtime, current
 from agentrt.call import RUN
+from agentrt.config import Config
 from agentrt.config.sections import LogOutput, LogSection
+from agentrt.errors import ConfigError
 from agentrt.telemetry.log_file import LineThread, LogFile
 from agentrt.telemetry.log_format import MAX_TEXT, log_line
 from agentrt.telemetry.logs import Logs, RootHandler, not_forwarded
@@ -310,6 +312,7 @@ def test_sinks_that_a_program_adds_to_loguru_get_everything(opened: Open, path: 
 
 TAKES_LOGURU = """
 import logging, sys
+from agentrt.config import Config
 from agentrt.config.sections import LogOutput, LogSection
 from agentrt.telemetry.logs import Logs
 from loguru import logger
@@ -394,6 +397,46 @@ def test_there_is_one_at_a_time(opened: Open, screen: Screen) -> None:
     assert screen.lines == ["WARNING lib: once"]
     assert (first.is_open, second.is_open) == (False, True)
     assert len([h for h in logging.getLogger().handlers if isinstance(h, RootHandler)]) == 1
+
+
+# --- what [log] may say ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "log.level=loud",
+            "level must be one of 'debug', 'info', 'warning', 'error', 'critical', not 'loud'",
+        ),
+        ("log.format=xml", "log.format must be one of 'text', 'json' or false (off), not 'xml'"),
+        ('log.outputs=["stdout"]', '\'stdout\' is neither "stderr" nor a file such as "./stdout.log"'),
+        ('log.outputs=["a/"]', "'a/' is neither"),
+        ('log.outputs=["./a.log", "./a.log"]', "'./a.log' stands there twice"),
+        ('log.outputs=["stderr", "STDERR"]', "'stderr' stands there twice"),
+        ('log.outputs=[{to="a.log", level="loud"}]', "outputs: level must be one of"),
+        ('log.outputs=[{to="a.log", rotaton=1}]', "log.outputs[0]: object contains unknown field rotaton"),
+        ('log.outputs=[{to="a.log", rotation="5 XB"}]', "such as \"50 MB\", or false, not '5 XB'"),
+        ('log.outputs=[{to="a.log", rotation=999}]', "rotation must be a size of at least 1000 bytes"),
+        ('log.outputs=[{to="a.log", rotation=true}]', "rotation must be a size of at least 1000 bytes"),
+        ('log.outputs=[{to="a.log", keep=0}]', "keep must be a whole number of at least 1, not 0"),
+        ('log.levels={httpx2="loud"}', "levels: httpx2: must be one of"),
+        ("log.outputz=[]", "did you mean 'outputs'?"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.load(environ={}, overrides=[setting])
+    assert message in str(caught.value)
+    assert setting.partition("=")[0] in str(caught.value)
+
+
+def test_sizes_are_read_with_their_units() -> None:
+    sizes = {"1000": 1000, "10 KB": 10_000, "10KiB": 10_240, "2 mb": 2_000_000, "1GB": 1_000_000_000}
+    for text, size in sizes.items():
+        assert LogOutput(to="./a", rotation=text).max_bytes == size
+    assert LogOutput(to="./a", rotation=4096).max_bytes == 4096
+    assert LogOutput(to="./a", rotation=False).max_bytes is None
 
 
 # --- no secrets ------------------------------------------------------------------------------------------
