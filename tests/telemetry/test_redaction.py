@@ -82,13 +82,23 @@ def shows(text: str, secret: str) -> bool:
     return False
 
 
+AWKWARD = "Zq7-correct\"horse\\battery's<staple>&\u00e9\n"
+
+
+@pytest.mark.parametrize("secret", [SECRET, AWKWARD + "end of it"])
 @pytest.mark.parametrize("disguise", disguises(SECRET))
-def test_a_registered_secret_is_found_in(disguise: str) -> None:
-    text = disguises(SECRET)[disguise]
-    redacted = knowing(SECRET).text(text)
+def test_a_registered_secret_is_found_in(disguise: str, secret: str) -> None:
+    redacted = knowing(secret).text(disguises(secret)[disguise])
     assert MARK in redacted
-    assert not shows(redacted, SECRET)
-    assert not any(piece.lower() in redacted.lower() for piece in ("correct", "horse", "battery", "staple"))
+    assert not shows(redacted, secret)
+    assert not any(piece in redacted for piece in ("correct", "horse", "battery", "staple"))
+
+
+def test_a_value_inside_another_leaves_nothing_of_it() -> None:
+    assert (
+        knowing("value-inside", "long-value-inside-another").text("(long-value-inside-another)")
+        == f"({MARK})"
+    )
 
 
 # A mark, or a piece of one, may always stand in the output: no brackets, and not the letters of the mark alone.
