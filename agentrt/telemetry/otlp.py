@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from agentrt import options
-from agentrt.errors import CallError, PermanentError, TransientError
+from agentrt.errors import CallError, PermanentError, ThrottledError, TransientError
 from agentrt.plugins import Host
 from agentrt.telemetry.http import TooLarge
 from agentrt.telemetry.otlp_settings import Destination, Given, destination, wants_delta
@@ -167,7 +167,7 @@ class Otlp:
                 left.pop()
                 self._refused = self._refused or error
             except CallError as error:
-                later = later or error
+                later = later or _throttled(error)
                 held_up.add(part.signal)
         if later is not None:
             raise later
@@ -229,6 +229,15 @@ class Jaeger(Otlp):
         super().__init__(
             endpoint=endpoint, protocol="http/protobuf", headers=headers, timeout=timeout, signals=("spans",)
         )
+
+
+def _throttled(error: CallError) -> CallError:
+    """Whoever says when to come back is busy, not broken, whatever the status was."""
+    if isinstance(error, TransientError) and error.retry_after is not None:
+        throttled = ThrottledError(str(error), retry_after=error.retry_after)
+        throttled.__cause__ = error
+        return throttled
+    return error
 
 
 def _parts(batch: Batch) -> Iterator[_Part]:
