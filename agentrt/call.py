@@ -129,6 +129,8 @@ class Run(Protocol):
 
     id: str
     deadline: float
+    live: Any
+    """Its span; None if it is not traced, and so are its calls."""
 
     def observe(self, call: Call[Any], entry: Entry) -> None:
         """Sees each entry of a record as it is made (the run turns them into events)."""
@@ -146,7 +148,8 @@ class Record(Struct, eq=False):
     have its turn. `started`, `ended`: of the whole call (`ended` is None while it runs); `first_item`: when the first
     item of a stream came. `error`: how it ended, None for a success. `usage`: tokens, as the terminal noted them.
     `abandoned`: a worker thread that could not be cancelled; while it runs the call is not repeated. `cancelling`:
-    how often the task was being cancelled when the attempt began that failed last, so before this call.
+    how often the task was being cancelled when the attempt began that failed last, so before this call. `span`: the
+    call's span if it is traced. `response`: what a model answered, for telemetry.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -164,6 +167,8 @@ class Record(Struct, eq=False):
     abandoned: asyncio.Future[Any] | None = None
     cancelling: int = 0
     nested: list[tuple[BaseException, Label]] | None = None
+    span: Any = None
+    response: Any = None
 
     @property
     def entries(self) -> Sequence[Entry]:

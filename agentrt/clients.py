@@ -105,6 +105,7 @@ class Clients:
         if call.stream:
             return await Stream.open(client.stream(asked), visible=visible)
         response = await client.complete(asked)
+        call.record.response = response
         used = call.record.usage
         call.record.usage = response.usage if used is None else used + response.usage
         # An answer that was withheld is not malformed: asking again would not help.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import msgspec
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from agentrt.memory.protocol import Item
     from agentrt.pipeline import Pipeline
     from agentrt.stream import Stream
+    from agentrt.telemetry.facade import RuntimeTelemetry
+    from agentrt.telemetry.no_span import ActiveSpan
     from agentrt.tools import Tool
 
 __all__ = ["Context", "Services", "current"]
@@ -65,13 +67,16 @@ class Services(Protocol):
 
     def tools_of(self, agent: Any) -> dict[str, Tool[..., Any]]: ...
 
+    telemetry: RuntimeTelemetry
+
 
 class Context:
     """One run, as its agent sees it.
 
     `id`: of the run. `session`: the conversation. `deadline`: loop time in seconds, infinite if there is none.
     `calls`: the calls made so far, each with its record. `usage`: tokens of this run and its child runs.
-    `degraded`: some answer of this run or of a child did not come from its first target.
+    `degraded`: some answer of this run or of a child did not come from its first target. `live`: its span, if it is
+    traced.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Context:
         self.counters = counters
         self.calls: list[Call[Any]] = []
         self.degraded = False
+        self.live: Any = None
         self.loop = asyncio.get_running_loop()
         self.started = started
         self._services = services
@@ -221,10 +227,25 @@ class Context:
 
     def log(self, level: str, message: str, **context: Any) -> None:
         """Log a line of this run; `level` as in the standard library ("info")."""
-        number = logging.getLevelNamesMapping().get(level.upper())
-        if number is None:
-            raise ConfigError(f"{level!r} is not a log level; use debug, info, warning, error or critical")
-        logger.log(number, message, extra={"run": self.id, "agent": self.agent_name, "context": context})
+        extra = {"run": self.id, "agent": self.agent_name}
+        self._services.telemetry.write_log(level, message, context, extra=extra)
+
+    def record_metric(
+        self,
+        name: str,
+        value: float,
+        tags: Mapping[str, Any] | None = None,
+        *,
+        kind: Literal["counter", "gauge", "histogram"] = "histogram",
+        unit: str = "",
+    ) -> None:
+        """Record a value of a metric of yours: how it is distributed ("histogram"), added up ("counter"), or as it
+        stands ("gauge"). `tags`: few different values, never ids. Nothing that is wrong with it fails the run."""
+        self._services.telemetry.record_metric(name, value, tags, kind=kind, unit=unit)
+
+    def start_span(self, name: str, attributes: Mapping[str, Any] | None = None) -> ActiveSpan:
+        """A span of your own inside this run's: `with ctx.start_span("parse", {"size": 3}) as span: ...`."""
+        return self._services.telemetry.start_run_span(self, name, attributes)
 
     # --- what the loop and the tools use ---------------------------------------------------------------
 
@@ -298,6 +319,7 @@ class Context:
             elif isinstance(item, Finished):
                 finished.append(item.response)
                 call.record.usage = item.response.usage
+                call.record.response = item.response
 
         stream.observe(see)
         try:
@@ -355,6 +377,11 @@ class Context:
         call = pipeline.new_call(function, operation=operation, idempotent=idempotent)
         result: T = await self._send(pipeline, call)
         return result
+
+    @property
+    def telemetry(self) -> RuntimeTelemetry:
+        """Where this run reports to."""
+        return self._services.telemetry
 
     @property
     def is_watched(self) -> bool:

@@ -54,6 +54,8 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
     )
     token = RUN.set(ctx)
     started = ctx.elapsed
+    telemetry = ctx.telemetry
+    span = telemetry.run_started(ctx)
     armed = _arm(ctx)
     output: Any = None  # what is left when the agent's own `__aexit__` swallows an exception
     try:
@@ -64,6 +66,7 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
             output = await hosted.run(message, ctx)
     except BaseException as error:
         raised = _failed(ctx, armed, error)
+        telemetry.run_ended(ctx, span, ctx.elapsed - started, raised)
         _report_failure(ctx, raised, ctx.elapsed - started)
         if raised is error:
             raise
@@ -72,6 +75,7 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
         RUN.reset(token)
     if armed is not None:
         Timers.of(ctx.loop).disarm(armed)
+    telemetry.run_ended(ctx, span, ctx.elapsed - started, None)
     if ctx.degraded and ctx.parent is not None:
         ctx.parent.degraded = True
     result = RunResult(output, _as_text(output, ctx), ctx.usage, ctx.id, ctx.degraded, ctx.calls)

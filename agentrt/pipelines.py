@@ -16,7 +16,7 @@ from agentrt.compose import Classify
 from agentrt.errors import ConfigError
 from agentrt.middleware.defaults import DEADLINES, STAGES, default_deadline, default_options
 from agentrt.middleware.retry_budget import RetryBudget
-from agentrt.middleware.telemetry import Telemetry
+from agentrt.middleware.telemetry import Telemetry, Tracing
 from agentrt.order import ORDER, check_stage
 from agentrt.pipeline import Pipeline
 
@@ -74,11 +74,13 @@ class Pipelines:
         model_terminal: Next[Any],
         gate: Callable[[Call[Any]], str],
         collect: Callable[[Call[Any]], object] | None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._config = config
         self._model_terminal = model_terminal
         self._gate = gate
         self._collect = collect
+        self._tracing = tracing
         self._placements: list[Placement] = []
         self._built: dict[tuple[Any, ...], tuple[Pipeline, tuple[Any, ...]]] = {}
         self._shared: dict[tuple[Any, ...], Middleware] = {}
@@ -153,8 +155,9 @@ class Pipelines:
         for name, stage in STAGES.items():
             configured = self._config.options_for(stage, kind)
             if name == "telemetry":
-                backends = None if configured.enabled is False else self._collect
-                stages.append(Telemetry(collect=_to_run_and(backends)))
+                is_off = configured.enabled is False
+                collect = _to_run_and(None if is_off else self._collect)
+                stages.append(Telemetry(collect=collect, tracing=None if is_off else self._tracing))
             elif configured.enabled or (configured.enabled is None and name in on_by_default):
                 from_code = _from_code(name, tool, targets)
                 defaults = {

@@ -36,7 +36,7 @@ from agentrt.pipelines import Pipelines, Placement
 from agentrt.plugins import close_plugin, open_plugin
 from agentrt.run_stream import RunStream
 from agentrt.session import Session
-from agentrt.telemetry import combine
+from agentrt.telemetry.facade import RuntimeTelemetry
 
 if TYPE_CHECKING:
     from agentrt.memory.protocol import Memory
@@ -64,6 +64,7 @@ class Runtime:
 
     `config`: a `Config` (default: defaults only; `from_config` reads files and the environment). `models`: model
     clients of your own by prefix; they win over plugins, and you close them. `memory`: a store of your own, likewise.
+    `backends`: telemetry backends of your own by name, beside the configured ones.
     `own_process`: this process is ours (the commands say so): the runtime may then take process-wide things.
     """
 
@@ -73,6 +74,7 @@ class Runtime:
         *,
         models: Mapping[str, ModelClient] | None = None,
         memory: Memory | None = None,
+        backends: Sequence[tuple[str, Any]] = (),
         own_process: bool = False,
     ) -> None:
         self.config = Config() if config is None else _checked("config", config, Config, _CONFIG_HINT)
@@ -93,13 +95,19 @@ class Runtime:
         self._memory_is_given = memory is not None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
-        self.telemetry = [(table.plugin, table.make()) for table in self.config.telemetry()]
-        """The telemetry backends that are on, by name; they are opened with the runtime."""
+        self.telemetry = RuntimeTelemetry(
+            self.config.telemetry,
+            [*((table.name, table.make()) for table in self.config.backends()), *backends],
+            host=self._plugin_host,
+            own_process=own_process,
+        )
+        """Logs, metrics and spans of your own, and the backends that everything goes to."""
         self._pipelines = Pipelines(
             self.config,
             model_terminal=self._clients.terminal,
             gate=self._clients.gate,
-            collect=combine(backend for _, backend in self.telemetry),
+            collect=self.telemetry.collect,
+            tracing=self.telemetry.tracing,
         )
         for name in self.config.use:
             try:
@@ -213,9 +221,12 @@ class Runtime:
     async def __aenter__(self) -> Self:
         self._check_open()
         try:
-            for name, backend in self.telemetry:
-                await open_plugin("agentrt.telemetry", name, backend, self._plugin_host)
-                self._opened.append(backend)
+            for name, backend in self.telemetry.backends:
+                if not hasattr(backend, "export"):  # those are opened in their threads
+                    await open_plugin("agentrt.telemetry", name, backend, self._plugin_host)
+                    self._opened.append(backend)
+            self._plugin_host.loop = asyncio.get_running_loop()
+            self.telemetry.open()
         except BaseException:
             await self.aclose()
             raise
@@ -244,6 +255,7 @@ class Runtime:
         if self._memory is not None and not self._memory_is_given:
             closers.append(("the memory", functools.partial(close_plugin, self._memory)))
         closers += [("telemetry", functools.partial(close_plugin, b)) for b in reversed(self._opened)]
+        closers.append(("telemetry", self.telemetry.aclose))
         if self._secrets is not None:
             closers.append(("the secrets", self._secrets.aclose))
         self._stays, self._hosted, self._passing, self._opened = {}, {}, {}, []
@@ -464,6 +476,7 @@ class _Host:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     log = logging.getLogger("agentrt.plugins")
 

@@ -430,14 +430,14 @@ def test_a_plugin_without_a_table_is_not_placed(load: Load) -> None:
 
 
 def test_telemetry_is_in_memory_unless_backends_are_named(load: Load) -> None:
-    assert [table.plugin for table in load().telemetry()] == ["memory"]
+    assert [table.plugin for table in load().backends()] == ["memory"]
     config = load("[telemetry.memory]\nmax_calls = 5\n[telemetry.x]\n[telemetry.y]\n", "telemetry.y=false")
-    assert [table.name for table in config.telemetry()] == ["memory", "x"]
-    backend = config.telemetry()[0].make()
+    assert [table.name for table in config.backends()] == ["memory", "x"]
+    backend = config.backends()[0].make()
     assert isinstance(backend, InMemory)
     assert backend.max_calls == 5
-    assert load("", "telemetry.memory=false").telemetry() == []
-    assert [table.options for table in load("[telemetry]\nmemory = true\n").telemetry()] == [{}]
+    assert load("", "telemetry.memory=false").backends() == []
+    assert [table.options for table in load("[telemetry]\nmemory = true\n").backends()] == [{}]
 
 
 def test_the_options_of_a_secrets_provider_stand_in_its_table(load: Load) -> None:
@@ -470,7 +470,7 @@ def test_the_stages_that_can_be_configured_are_those_that_exist() -> None:
 
 @pytest.mark.parametrize("cls", STAGE_CLASSES.values())
 def test_every_option_of_a_stage_can_be_configured_unless_it_is_code(cls: Any) -> None:
-    code = {"random", "key", "collect", "on", "retry_on", "retry_result"}
+    code = {"random", "key", "collect", "tracing", "on", "retry_on", "retry_result"}
     parameters = inspect.signature(cls).parameters
     from agentrt.decode import options_of
 
@@ -659,7 +659,7 @@ def use_everything(config: Config) -> None:
             config.options_for(cls, kind).make({"rate": 1.0} if cls.name == "pace" else {})
     for prefix in config.models:
         config.model(prefix)
-    config.telemetry()
+    config.backends()
     config.secrets().make()
     config.make(Limits, "run", "limits")
 

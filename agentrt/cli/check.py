@@ -163,7 +163,7 @@ def _check_project(project: Project, findings: Findings) -> None:
     asyncio.run(_check_agent(runtime, hosted, findings))
     if findings.step("secrets", config.secrets().make) is not None:
         findings.ok("secrets", f"from {config.secrets().name}")
-    findings.ok("telemetry", ", ".join(name for name, _ in runtime.telemetry) or "none")
+    findings.ok("telemetry", ", ".join(name for name, _ in runtime.telemetry.backends) or "none")
 
 
 def _described(hosted: Hosted) -> str:

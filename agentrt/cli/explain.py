@@ -87,7 +87,7 @@ def explain(
 
 
 def _onions(pipelines: Sequence[tuple[str, Pipeline]], runtime: Runtime, *, every: bool) -> list[Onion]:
-    backends = [name for name, _ in runtime.telemetry]
+    backends = [name for name, _ in runtime.telemetry.backends]
     return [
         Onion(
             [label.removeprefix("tool:")],

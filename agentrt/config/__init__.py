@@ -23,6 +23,7 @@ from agentrt.config.sections import (
     AgentSection,
     LogSection,
     RunSection,
+    TelemetrySection,
 )
 from agentrt.config.sources import (
     Origin,
@@ -45,6 +46,7 @@ _OWN: Mapping[str, type[Struct]] = {
     "run": RunSection,
     "agent": AgentSection,
     "log": LogSection,
+    "telemetry": TelemetrySection,
 }
 
 
@@ -151,6 +153,9 @@ class Config:
         self.run: RunSection = self._section("run", RunSection, leave=("limits",))
         self.agent: AgentSection = self._section("agent", AgentSection)
         self.log: LogSection = self._section("log", LogSection)
+        backends = [name for name in self._table("telemetry") if name not in _fields(TelemetrySection)]
+        self._check_backends(backends)
+        self.telemetry: TelemetrySection = self._section("telemetry", TelemetrySection, leave=backends)
         self._table("run", "limits")
         self._table("memory")
         self._check_plugins()
@@ -198,11 +203,12 @@ class Config:
         """The prefixes that have a table."""
         return tuple(self._table("models"))
 
-    def telemetry(self) -> list[PluginTable]:
-        """The telemetry backends that are on: those that have a table [telemetry.NAME], else "memory"."""
-        tables = self._table("telemetry")
+    def backends(self, *, default: Sequence[str] = ("memory",)) -> list[PluginTable]:
+        """The telemetry backends that are on: those that have a table [telemetry.NAME], else those of `default`."""
+        fields = _fields(TelemetrySection)
+        tables = {name: value for name, value in self._table("telemetry").items() if name not in fields}
         if not tables:
-            return [self._plugin("agentrt.telemetry", "memory", "telemetry", "memory")]
+            return [self._plugin("agentrt.telemetry", name, "telemetry", name) for name in default]
         return [
             self._plugin("agentrt.telemetry", name, "telemetry", name)
             for name, value in tables.items()
@@ -306,12 +312,17 @@ class Config:
             )
         return PluginTable(group, name, plugin, table, where)
 
+    def _check_backends(self, names: list[str]) -> None:
+        for name in names:
+            value = _plain(self._table("telemetry")[name])
+            if isinstance(value, str):
+                raise self._tree.where("telemetry").unknown(name, _fields(TelemetrySection))
+            if not isinstance(value, bool):
+                self._table("telemetry", name)
+
     def _check_plugins(self) -> None:
         for prefix in self._table("models"):
             self._table("models", prefix)
-        for name, value in self._table("telemetry").items():
-            if not isinstance(_plain(value), bool):
-                self._table("telemetry", name)
         for name in self._table("secrets", "providers"):
             self._table("secrets", "providers", name)
         provider = _plain(self._table("secrets").get("provider", "env"))

@@ -1,32 +1,51 @@
-"""Telemetry: hands each finished call, with its record, to a collector.
+"""Telemetry: hands each finished call, with its record, to a collector, and makes its span the current one.
 
-The call path pays for two clock reads and one function call; spans and metrics are made of the record elsewhere.
+The call path pays for two clock reads and one function call, with tracing also for one object in OpenTelemetry's
+context; spans and metrics are made of the record elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from agentrt.call import Call, Inline, Next, Quick, run_inline
 from agentrt.stream import Stream
 
-__all__ = ["Telemetry"]
+__all__ = ["Telemetry", "Tracing"]
 
 R = TypeVar("R")
+
+
+class Tracing(Protocol):
+    """What makes a call's span the current one (`agentrt.telemetry.call_tracing`)."""
+
+    @property
+    def quick_enter(self) -> Quick: ...
+
+    @property
+    def quick_leave(self) -> Quick: ...
+
+    def enter(self, call: Call[Any], /) -> Any: ...
+
+    def leave(self, token: Any, /) -> None: ...
 
 
 class Telemetry:
     """Notes when and how each call ended and gives it to `collect(call)`, once, whatever the outcome.
 
     `collect` must be quick and must not raise: appending to a bounded deque is what it is made for. A stream
-    is handed over when it settles. None: nothing is collected, and the stage costs nothing.
+    is handed over when it settles. None: nothing is collected, and the stage costs nothing. `tracing`: inside the call
+    its span is OpenTelemetry's current one; None: it is not.
     """
 
     name: ClassVar[str] = "telemetry"
 
-    def __init__(self, *, collect: Callable[[Call[Any]], object] | None = None) -> None:
+    def __init__(
+        self, *, collect: Callable[[Call[Any]], object] | None = None, tracing: Tracing | None = None
+    ) -> None:
         self.collect = collect
+        self.tracing = tracing
 
     @property
     def is_used(self) -> bool:
@@ -36,28 +55,43 @@ class Telemetry:
         return await run_inline(self, call, call_next)
 
     def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
-        quick = Quick("record.ended = record.time()\n$collect(call)", {"collect": self.collect})
+        tracing = self.tracing
+        enter = leave = None
+        lines, names = "record.ended = record.time()\n$collect(call)", {"collect": self.collect}
+        if tracing is not None:
+            enter = Quick(tracing.quick_enter.lines, {"tracing": tracing, **tracing.quick_enter.names})
+            leave = tracing.quick_leave
+            lines, names = f"{leave.lines}{lines}", {**leave.names, **names}
         return Inline(
-            None,
+            None if tracing is None else tracing.enter,
             self.done,
             self.committed,
             self.failed,
-            quick_done=quick if self.collect is not None else None,
+            quick_enter=enter,
+            quick_done=Quick(lines, names) if self.collect is not None else None,
         )
 
-    def done(self, token: None, call: Call[Any], /) -> None:
-        call.record.ended = call.record.time()
-        if self.collect is not None:
-            self.collect(call)
+    def done(self, token: Any, call: Call[Any], /) -> None:
+        if self.tracing is not None:
+            self.tracing.leave(token)
+        self._collect(call)
 
-    def committed(self, token: None, call: Call[Any], stream: Stream[Any], /) -> None:
+    def committed(self, token: Any, call: Call[Any], stream: Stream[Any], /) -> None:
+        if self.tracing is not None:
+            self.tracing.leave(token)  # the consumer's own spans are not inside this call
+
         def settle(error: BaseException | None) -> None:
             call.record.error = error
-            self.done(None, call)
+            self._collect(call)
 
         stream.on_settle(settle)
 
-    def failed(self, token: None, call: Call[Any], error: BaseException, /) -> BaseException:
+    def failed(self, token: Any, call: Call[Any], error: BaseException, /) -> BaseException:
         call.record.error = error
-        self.done(None, call)
+        self.done(token, call)
         return error
+
+    def _collect(self, call: Call[Any]) -> None:
+        call.record.ended = call.record.time()
+        if self.collect is not None:
+            self.collect(call)

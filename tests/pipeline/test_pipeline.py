@@ -262,7 +262,7 @@ def test_describe_has_every_option_and_where_it_was_set() -> None:
     assert str(retry.options["budget"]) == "RetryBudget(ratio=0.2, per=60, minimum=10)"
     assert retry.sources["max_attempts"] == "AGENTRT_RETRY"
     assert described["fallback"].options == {"default": None, "on": None}
-    assert described["telemetry"].options == {"collect": None}
+    assert described["telemetry"].options == {"collect": None, "tracing": None}
 
 
 def test_describe_shows_fallback_targets_and_no_default_if_there_is_none() -> None:

@@ -80,7 +80,7 @@ async def test_the_tokens_of_a_stream_are_noted_and_those_of_a_broken_one_estima
     model = FakeModel("one two", "three four", ("some text", TransientError("cut")))  # type: ignore[arg-type]
     async with Runtime(models={"fake": model}) as rt:
         await rt.run(agent, "go")
-        backend = rt.telemetry[0][1]
+        backend = rt.telemetry.backends[0][1]
         assert isinstance(backend, InMemory)
         assert next(iter(backend)).usage == Usage(10, 5)
 

@@ -215,12 +215,13 @@ async def test_telemetry_that_was_opened_is_closed_when_another_fails_to_open() 
         async def aclose(self) -> None:
             closed.append("first")
 
-    class Failing:
+        def collect(self, call: Any) -> None: ...
+
+    class Failing(Backend):
         async def open(self, host: Any) -> None:
             raise AgentrtError("no")
 
-    rt = Runtime()
-    rt.telemetry = [("memory", Backend()), ("memory", Failing())]
+    rt = Runtime(backends=[("first", Backend()), ("second", Failing())])
     with pytest.raises(AgentrtError, match="no"):
         await rt.__aenter__()
     assert closed == ["first"]

@@ -206,7 +206,7 @@ async def test_a_model_without_a_prefix_is_refused(model: Any) -> None:
 async def test_calls_are_collected_by_the_telemetry_backends() -> None:
     async with Runtime(models={"fake": FakeModel([wants("weather", '{"city": "Oslo"}')], "ok")}) as rt:
         await rt.run(Assistant, "go")
-        (_, backend) = rt.telemetry[0]
+        (_, backend) = rt.telemetry.backends[0]
         assert isinstance(backend, InMemory)
         assert [(call.kind, call.ok) for call in backend] == [
             ("model", True),
@@ -220,7 +220,7 @@ async def test_with_telemetry_off_a_run_still_has_its_record() -> None:
     async with Runtime(config, models={"fake": FakeModel("ok")}) as rt:
         result = await rt.run(Assistant, "go")
     assert [call.target for call in result.record] == ["fake:one"]
-    assert rt.telemetry == []
+    assert rt.telemetry.backends == []
 
 
 async def test_a_secret_comes_from_the_environment_through_the_pipeline(
@@ -234,7 +234,7 @@ async def test_a_secret_comes_from_the_environment_through_the_pipeline(
     async with Runtime() as rt:
         result = await rt.run(agent, "go")
         assert result.text == "s3cret-value" * 2
-        (_, backend) = rt.telemetry[0]
+        (_, backend) = rt.telemetry.backends[0]
         assert [call.kind for call in backend] == ["secret"]
 
 

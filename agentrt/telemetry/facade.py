@@ -1,0 +1,397 @@
+"""Telemetry as a runtime has it: what runs and calls report to, what users log, measure and trace with, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from agentrt.call import Call
+from agentrt.config.sections import TelemetrySection
+from agentrt.errors import ConfigError
+from agentrt.telemetry.exporting import Delivered, Exporting
+from agentrt.telemetry.meter import Instrument, Meter
+from agentrt.telemetry.no_span import NO_SPAN, ActiveSpan
+from agentrt.telemetry.processor import EndedRun, Measured, Processor
+from agentrt.telemetry.protocol import Collect, combine
+from agentrt.telemetry.redaction import Redactor
+from agentrt.telemetry.signals import Metric, Resource
+
+if TYPE_CHECKING:
+    from agentrt.middleware.telemetry import Tracing
+
+__all__ = ["RuntimeTelemetry"]
+
+logger = logging.getLogger("agentrt.telemetry")
+
+SHUTDOWN_SECONDS = 5.0
+"""What the end of telemetry may take if nobody gives it less."""
+
+MetricKindName = Literal["counter", "gauge", "histogram"]
+_METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-/]{0,254}")
+
+
+class RuntimeTelemetry:
+    """`rt.telemetry`: `log`, `record_metric` and `start_span` as on a run's context, but outside of runs.
+
+    `backends`: by name; `metrics()`: all metrics of this runtime as they stand; `flush()`: deliver now; `report()`:
+    what each backend delivered and lost. `redactor`: takes secrets (`redactor.add(value)`) that must not go out.
+    """
+
+    def __init__(
+        self,
+        settings: TelemetrySection,
+        backends: Sequence[tuple[str, Any]],
+        *,
+        host: Any,
+        own_process: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.backends = list(backends)
+        self.redactor = Redactor(patterns=settings.redact, keys=settings.redact_keys)
+        self.meter = Meter()
+        self.resource = Resource({"service.name": settings.service or "agentrt", **settings.resource})
+        self._own_process = own_process
+        self._is_closed = False
+        self._told: set[str] = set()
+        collectors = [backend for _, backend in self.backends if hasattr(backend, "collect")]
+        self._collectors = [each for each in collectors if getattr(each, "is_used", True)]
+        self._exporters = [
+            Exporting(
+                name,
+                backend,
+                meter=self.meter,
+                resource=self.resource,
+                host=_ThreadHost(host),
+                queue=settings.queue,
+                interval=settings.interval,
+                redact=self.redactor.metric,
+                dropped=self._note_dropped,
+            )
+            for name, backend in self.backends
+            if hasattr(backend, "export")
+        ]
+        self.is_on = bool(self._collectors or self._exporters)
+        self._processor = Processor(
+            meter=self.meter,
+            redactor=self.redactor,
+            exporters=self._exporters,
+            limit=settings.queue,
+            keep_failures=settings.keep_failures,
+            value_bytes=settings.value_bytes,
+        )
+        self._take = self._processor.offer if self._exporters else self._processor.add
+        self._spans_wanted = any("spans" in each.wants for each in self._exporters)
+        self._logs_wanted = any("logs" in each.wants for each in self._exporters)
+        self._spans: Any = None
+        self.tracing: Tracing | None = None
+        """What the telemetry stage makes spans with; None if nobody wants spans."""
+        if self._spans_wanted:
+            self._trace()
+        self._forget_at_fork = _forks.add(self._processor)
+
+    def _trace(self) -> None:
+        from agentrt.telemetry.run_tracing import Spans
+
+        self._spans = Spans(self.settings, self._processor, own_process=self._own_process)
+        self.tracing = self._spans.calls
+
+    # --- what users call --------------------------------------------------------------------------------
+
+    def log(self, level: str, message: str, **context: Any) -> None:
+        """Log a line; `level` as in the standard library ("info"). It goes to the process's logs, and to backends."""
+        self.write_log(level, message, context)
+
+    def write_log(
+        self, level: str, message: str, context: Mapping[str, Any], *, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """The same with the `extra` that a log record gets."""
+        number = logging.getLevelNamesMapping().get(level.upper())
+        if number is None:
+            raise ConfigError(f"{level!r} is not a log level; use debug, info, warning, error or critical")
+        _run_logger.log(number, message, extra={**(extra or {}), "context": context}, stacklevel=3)
+        if self._logs_wanted and number >= logging.INFO and not self._logs_are_forwarded():
+            from agentrt.telemetry.log_format import log_line
+
+            ids = None if self._spans is None else self._spans.current_ids
+            self._processor.offer(log_line(level, message, context, ids=ids))
+
+    def record_metric(
+        self,
+        name: str,
+        value: float,
+        tags: Mapping[str, Any] | None = None,
+        *,
+        kind: MetricKindName = "histogram",
+        unit: str = "",
+    ) -> None:
+        """Record a value of a metric of yours.
+
+        `kind`: "histogram" (how values are distributed; the default), "counter" (they are added up) or "gauge" (the
+        last one counts). `unit`: in UCUM ("s", "By", "{item}"). `tags`: few different values, not ids. What is wrong
+        with a metric is logged once and never fails a run.
+        """
+        problem = _metric_problem(name, value, kind)
+        if problem is not None:
+            self._tell_once(f"record_metric: {problem}; it is not recorded")
+            return
+        if self.is_on:
+            self._take(Measured(Instrument(name, kind, unit), float(value), dict(tags or {})))
+
+    def start_span(self, name: str, attributes: Mapping[str, Any] | None = None) -> ActiveSpan:
+        """A span of your own: `with rt.telemetry.start_span("import") as span: ...`."""
+        return NO_SPAN if self._spans is None else self._spans.start(name, attributes, None)
+
+    # --- what the runtime calls -------------------------------------------------------------------------
+
+    @property
+    def collect(self) -> Collect | None:
+        """What the telemetry stage hands each finished call to; None if nobody wants them."""
+        if not self.is_on:
+            return None
+        own = combine(self._collectors)
+        take = self._take
+        if own is None:
+            return take
+
+        def collect(call: Call[Any]) -> None:
+            own(call)
+            take(call)
+
+        return collect
+
+    def run_started(self, ctx: Any) -> Any:
+        """A run begins: its span becomes the current one. Returns what `run_ended` wants back."""
+        if self._spans is None:
+            return None
+        return self._spans.run_started(ctx)
+
+    def run_ended(self, ctx: Any, token: Any, seconds: float, error: BaseException | None) -> None:
+        """A run ended after `seconds`."""
+        if self._spans is not None:
+            self._spans.leave(token)
+        if not self.is_on:
+            return
+        keeps_calls = ctx.live is None and error is not None and self._spans is not None
+        live, calls = ctx.live, ()
+        if keeps_calls and self.settings.keep_failures:
+            live, calls = self._spans.kept(ctx), tuple(ctx.calls)
+        ended = ctx.loop.time()
+        attributes = _run_attributes(ctx)
+        self._take(
+            EndedRun(ctx.agent_name, attributes, ended - seconds, ended, ctx.loop.time, error, live, calls)
+        )
+
+    def start_run_span(self, ctx: Any, name: str, attributes: Mapping[str, Any] | None) -> ActiveSpan:
+        """`ctx.start_span`."""
+        if self._spans is None:
+            return NO_SPAN
+        return self._spans.start(name, attributes, ctx)
+
+    def open(self) -> None:
+        """Begin to export."""
+        if self._exporters:
+            self._processor.start()
+            logs = self._own_logs()
+            if logs is not None and self._logs_wanted:
+                logs.forward_to(self._processor.offer)
+        if self._spans is not None:
+            self._spans.open()
+
+    # --- reading and ending -----------------------------------------------------------------------------
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """All metrics, with everything that was recorded until now."""
+        self._processor.drain()
+        return tuple(map(self.redactor.metric, self.meter.snapshot()))
+
+    async def flush(self, seconds: float = 5.0) -> bool:
+        """Deliver everything that came until now; False if that was not done in `seconds`."""
+        return await _in_thread(lambda: self._processor.flush(seconds))
+
+    def report(self) -> list[Delivered]:
+        """What each exporting backend delivered and lost so far."""
+        reports = [exporter.report() for exporter in self._exporters]
+        if self._processor.dropped:
+            lost = {(signal, "queue full"): count for signal, count in self._processor.dropped.items()}
+            reports.append(Delivered("before any backend", {}, lost))
+        return reports
+
+    async def aclose(self, seconds: float = SHUTDOWN_SECONDS) -> None:
+        """Deliver what waits, all backends at once, within `seconds` whatever hangs; what was lost is logged."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        logs = self._own_logs()
+        if logs is not None and self._logs_wanted and self._exporters:
+            logs.flush(min(0.5, seconds / 4))
+            logs.forward_to(None)
+        if self._spans is not None:
+            self._spans.close()
+        if self._exporters:
+            until = time.monotonic() + seconds
+            try:
+                await _in_thread(lambda: self._processor.close(until - time.monotonic()))
+            finally:
+                for report in self.report():
+                    if report.lost:
+                        logger.warning("telemetry lost: %s", report)
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _own_logs(self) -> Any:
+        if not self._own_process:
+            return None
+        from agentrt.telemetry.logs import current
+
+        return current()
+
+    def _logs_are_forwarded(self) -> bool:
+        return self._own_logs() is not None
+
+    def _note_dropped(self, backend: str, signal: str, reason: str, count: int) -> None:
+        self._processor.note_dropped(backend, signal, reason, count)
+
+    def _tell_once(self, problem: str) -> None:
+        if problem not in self._told and len(self._told) < 1000:
+            self._told.add(problem)
+            logger.warning("%s", problem)
+
+
+_run_logger = logging.getLogger("agentrt.run")
+
+
+def _run_attributes(ctx: Any) -> dict[str, Any]:
+    usage = ctx.usage
+    attributes = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.provider.name": "agentrt",
+        "gen_ai.agent.name": ctx.agent_name,
+        "gen_ai.conversation.id": ctx.session.id,
+        "gen_ai.usage.input_tokens": usage.input_tokens,
+        "gen_ai.usage.output_tokens": usage.output_tokens,
+        "agentrt.run.id": ctx.id,
+    }
+    if ctx.degraded:
+        attributes["agentrt.degraded"] = True
+    return attributes
+
+
+def _metric_problem(name: object, value: object, kind: str) -> str | None:
+    if not isinstance(name, str) or not _METRIC_NAME.fullmatch(name):
+        return f"{str(name)[:80]!r} is not a metric's name (a letter, then up to 254 of letters, digits and _ . - /)"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"{name}: the value must be a number, not a {type(value).__name__}"
+    if not math.isfinite(value):
+        return f"{name}: the value must be finite, not {value!r}"
+    if kind not in ("counter", "gauge", "histogram"):
+        return f"{name}: kind must be counter, gauge or histogram, not {kind!r}"
+    if kind == "counter" and value < 0:
+        return f"{name}: a counter only goes up; {value!r} needs kind='gauge'"
+    if kind == "histogram" and value < 0 and (name.endswith(("duration", ".time", "_seconds"))):
+        return f"{name}: a duration is not negative, as {value!r} is"
+    return None
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Run what blocks, in a daemon thread: one that hangs must not keep the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def finish(result: Any, error: BaseException | None) -> None:
+        if not done.done():
+            if error is None:
+                done.set_result(result)
+            else:
+                done.set_exception(error)
+
+    def work() -> None:
+        result, problem = None, None
+        try:
+            result = function()
+        except BaseException as error:
+            problem = error
+        try:
+            loop.call_soon_threadsafe(finish, result, problem)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
+
+    threading.Thread(target=work, name="agentrt telemetry end", daemon=True).start()
+    return await done
+
+
+class _ThreadHost:
+    """What a backend's `open` gets: it runs in the backend's thread, what it asks for in the runtime's loop."""
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def log(self) -> logging.Logger:
+        log: logging.Logger = self._host.log
+        return log
+
+    @property
+    def clock(self) -> Any:
+        return asyncio.get_running_loop()
+
+    async def secret(self, reference: str, /) -> str:
+        """The value of a `secret://` reference."""
+        value: str = await self._there(lambda: self._host.secret(reference))
+        return value
+
+    async def call(
+        self, kind: str, target: str, fn: Callable[[], Awaitable[Any]], /, *, idempotent: bool = False
+    ) -> Any:
+        """`await fn()` through the runtime's pipeline, in the runtime's loop."""
+        return await self._there(lambda: self._host.call(kind, target, fn, idempotent=idempotent))
+
+    async def _there(self, make: Callable[[], Any]) -> Any:
+        loop = self._host.loop
+        if loop is None or loop.is_closed():
+            raise ConfigError("the runtime's event loop does not run (any more)")
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), loop))
+
+
+class _Forks:
+    """After a fork the child has no threads: its processors begin anew."""
+
+    def __init__(self) -> None:
+        self._processors: weakref.WeakSet[Processor] = weakref.WeakSet()
+        self._is_registered = False
+
+    def add(self, processor: Processor) -> None:
+        self._processors.add(processor)
+        if not self._is_registered:
+            import os
+
+            self._is_registered = True
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        for processor in list(self._processors):
+            processor.after_fork()
+        self._flush_at_exit()
+
+    def _flush_at_exit(self) -> None:
+        """A child of multiprocessing ends without the usual exit; its own finalizers run."""
+        import sys
+
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util.Finalize(None, self._flush, exitpriority=100)
+
+    def _flush(self) -> None:
+        for processor in list(self._processors):
+            processor.flush(2.0)
+
+
+_forks = _Forks()

@@ -1,0 +1,133 @@
+"""Spans of runs and of the user's own, and the spans of others: what `RuntimeTelemetry` traces with, once anybody
+wants spans. Loads the OpenTelemetry API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+from opentelemetry import trace
+from opentelemetry.context.context import Context
+
+from agentrt.config.sections import TelemetrySection
+from agentrt.telemetry.call_spans import own_span
+from agentrt.telemetry.call_tracing import CallTracing
+from agentrt.telemetry.no_span import NO_SPAN, ActiveSpan
+from agentrt.telemetry.processor import Processor
+from agentrt.telemetry.tracing import (
+    CURRENT,
+    KEY,
+    LiveSpan,
+    Sampler,
+    attach,
+    current_ids,
+    detach,
+    not_sampled,
+    start,
+)
+
+__all__ = ["Spans"]
+
+SCOPE = "agentrt"
+
+
+class _Foreign(Struct, frozen=True, eq=False):
+    """A span that another library ended."""
+
+    readable: Any
+
+
+class Spans:
+    """`calls`: for the telemetry stage. Runs decide here whether they are sampled, for themselves and all inside."""
+
+    def __init__(self, settings: TelemetrySection, processor: Processor, *, own_process: bool) -> None:
+        self._sampler = Sampler(settings.sample)
+        self._processor = processor
+        self._registers = own_process or settings.register_global
+        self._listener: Any = None
+        self.calls = CallTracing(self._sampler)
+        processor.take(LiveSpan, own_span)
+        processor.take(_Foreign, _from_foreign)
+
+    current_ids = staticmethod(current_ids)
+
+    def open(self) -> None:
+        """Take part in what other libraries trace: their spans come to our backends as well."""
+        provider = trace.get_tracer_provider()
+        if not hasattr(provider, "add_span_processor"):
+            if not self._registers or not isinstance(provider, trace.ProxyTracerProvider):
+                return
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+            provider = TracerProvider(
+                sampler=ParentBased(TraceIdRatioBased(self._sampler.ratio)), shutdown_on_exit=False
+            )
+            trace.set_tracer_provider(provider)
+        self._listener = _listener(self._processor)
+        provider.add_span_processor(self._listener)
+
+    def close(self) -> None:
+        """Spans that others end from now on are not ours any more."""
+        if self._listener is not None:
+            self._listener.is_open = False
+
+    # --- runs -------------------------------------------------------------------------------------------
+
+    def run_started(self, ctx: Any) -> Any:
+        outer = CURRENT.get()
+        if ctx.parent is not None and KEY not in outer and ctx.parent.live is not None:
+            outer = Context({**outer, KEY: ctx.parent.live})
+        if ctx.parent is not None:
+            sampled = ctx.parent.live is not None
+        else:
+            sampled = self._sampler(outer)
+        if sampled:
+            ctx.live = LiveSpan(outer)
+            return attach(ctx.live)
+        return attach(not_sampled(outer))
+
+    def leave(self, token: Any) -> None:
+        detach(token)
+
+    def kept(self, ctx: Any) -> LiveSpan:
+        """A span for a run that was not sampled and failed."""
+        del ctx
+        return LiveSpan(CURRENT.get())
+
+    def start(self, name: str, attributes: Mapping[str, Any] | None, ctx: Any) -> ActiveSpan:
+        """A span of the user's own; inside a run that is not sampled it records nothing."""
+        outer = CURRENT.get()
+        if ctx is not None:
+            if ctx.live is None:
+                return NO_SPAN
+            if KEY not in outer:  # used from a thread or callback that OpenTelemetry's context did not reach
+                span = start(name, attributes, self._processor.offer)
+                span.outer = Context({**outer, KEY: ctx.live})
+                return span
+        elif not self._sampler(outer):
+            return NO_SPAN
+        return start(name, attributes, self._processor.offer)
+
+
+def _from_foreign(foreign: _Foreign) -> Any:
+    from agentrt.telemetry.otel_sdk import from_readable_span
+
+    return from_readable_span(foreign.readable)
+
+
+def _listener(processor: Processor) -> Any:
+    """A span processor of the SDK that hands ended spans on."""
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    class Listener(SpanProcessor):
+        is_open = True
+
+        def on_end(self, span: Any) -> None:
+            scope = span.instrumentation_scope
+            # Our own spans may come back this way, from a provider that they were handed to.
+            if self.is_open and (scope is None or scope.name != SCOPE) and span.context.trace_flags.sampled:
+                processor.offer(_Foreign(span))
+
+    return Listener()

@@ -1,0 +1,306 @@
+"""Spans on the call path, as OpenTelemetry's API sees them.
+
+A span of ours is one small object in OpenTelemetry's context. Its ids are made when somebody asks for them: a span of
+the user's own inside it, a log line, or the processor when the call is over. Everything else about a call is in its
+record, and is made into a span off the path.
+
+Only what traces imports this file: it loads the OpenTelemetry API.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Self
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context.context import Context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
+
+from agentrt.telemetry.signals import Link, SpanEvent
+
+__all__ = ["CURRENT", "KEY", "LiveSpan", "Sampler", "attach", "current_ids", "detach", "not_sampled", "start"]
+
+MAX_ATTRIBUTES = 128
+MAX_EVENTS = 128
+
+KEY = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+"""Where OpenTelemetry's context keeps the current span."""
+
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_NOT_SAMPLED = TraceFlags(TraceFlags.DEFAULT)
+_ids = threading.Lock()
+
+
+class _Current:
+    """The current context by OpenTelemetry's public functions, where its implementation is not the usual one."""
+
+    get = staticmethod(otel_context.get_current)
+    set = staticmethod(otel_context.attach)
+    reset = staticmethod(otel_context.detach)
+
+
+def _current() -> Any:
+    """The context variable behind the public functions: on the call path they would cost more than all the rest."""
+    found = getattr(otel_context._RUNTIME_CONTEXT, "_current_context", None)
+    return found if isinstance(found, ContextVar) else _Current
+
+
+CURRENT = _current()
+
+
+class LiveSpan(trace.Span):
+    """A span that is being recorded: of a run, a call, or the user's own (`ctx.start_span`).
+
+    `outer` is the OpenTelemetry context that it was made in, and so says what its parent is.
+    """
+
+    __slots__ = (
+        "_span_id",
+        "_trace_id",
+        "ended_ns",
+        "more",
+        "name",
+        "on_end",
+        "outer",
+        "started_ns",
+        "token",
+    )
+
+    def __init__(self, outer: Mapping[str, Any]) -> None:
+        self.outer = outer
+        self.more: _More | None = None
+        self._span_id = 0
+
+    # --- identity ---------------------------------------------------------------------------------------
+
+    @property
+    def parent(self) -> SpanContext | None:
+        """The context of the span around this one, whoever made it; None for the root of a trace."""
+        parent = self.outer.get(KEY)
+        if not isinstance(parent, trace.Span):
+            return None
+        context = parent.get_span_context()
+        return context if context.is_valid else None
+
+    @property
+    def ids(self) -> tuple[int, int]:
+        """Trace id and span id, made when first asked for."""
+        if not self._span_id:
+            with _ids:  # the processor and a task that outlived the call may ask at the same time
+                if not self._span_id:
+                    self._make_ids()
+        return self._trace_id, self._span_id
+
+    def _make_ids(self) -> None:
+        lineage = [self]
+        parent = self.outer.get(KEY)
+        while isinstance(parent, LiveSpan) and not parent._span_id:
+            lineage.append(parent)
+            parent = parent.outer.get(KEY)
+        if isinstance(parent, LiveSpan):
+            trace_id = parent._trace_id
+        else:
+            context = parent.get_span_context() if isinstance(parent, trace.Span) else None
+            trace_id = context.trace_id if context is not None and context.is_valid else _random_id(128)
+        for span in reversed(lineage):
+            span._trace_id = trace_id
+            span._span_id = _random_id(64)
+
+    # --- OpenTelemetry's Span ---------------------------------------------------------------------------
+
+    def get_span_context(self) -> SpanContext:
+        trace_id, span_id = self.ids
+        return SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
+
+    def is_recording(self) -> bool:
+        return True
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        self._more.set(key, value)
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
+            self._more.set(key, value)
+
+    def add_event(
+        self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None
+    ) -> None:
+        at = time.time_ns() if timestamp is None else timestamp
+        self._more.add(SpanEvent(name, at, dict(attributes or {})))
+
+    def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
+        link = Link(f"{context.trace_id:032x}", f"{context.span_id:016x}", dict(attributes or {}))
+        if len(self._more.links) < MAX_EVENTS:
+            self._more.links.append(link)
+
+    def update_name(self, name: str) -> None:
+        self._more.name = name
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        if isinstance(status, Status):
+            status, description = status.status_code, status.description
+        self._more.status = status.name.lower()
+        self._more.message = description or ""
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Mapping[str, Any] | None = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        del escaped  # deprecated in the conventions
+        self.add_event("exception", {**exception_attributes(exception), **(attributes or {})}, timestamp)
+
+    def end(self, end_time: int | None = None) -> None:
+        """End a span of the user's own; those of runs and calls end with them."""
+        on_end: Callable[[LiveSpan], None] | None = getattr(self, "on_end", None)
+        if on_end is not None:
+            self.on_end = None
+            self.ended_ns = time.time_ns() if end_time is None else end_time
+            on_end(self)
+
+    @property
+    def _more(self) -> _More:
+        if self.more is None:
+            self.more = _More()
+        return self.more
+
+    # --- as a context manager: `with ctx.start_span("step") as span` ------------------------------------
+
+    def __enter__(self) -> Self:
+        self.token = CURRENT.set(Context({**CURRENT.get(), KEY: self}))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        detach(self.token)
+        if isinstance(error, Exception) and self._more.status == "unset":
+            self.record_exception(error)
+            self.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
+        self.end()
+
+
+class _More:
+    """What the user's code said about a span."""
+
+    __slots__ = ("attributes", "dropped", "events", "links", "message", "name", "status")
+
+    def __init__(self) -> None:
+        self.attributes: dict[str, Any] = {}
+        self.events: list[SpanEvent] = []
+        self.links: list[Link] = []
+        self.name: str | None = None
+        self.status = "unset"
+        self.message = ""
+        self.dropped = 0
+
+    def set(self, key: str, value: Any) -> None:
+        if len(self.attributes) < MAX_ATTRIBUTES or key in self.attributes:
+            self.attributes[key] = value
+        else:
+            self.dropped += 1
+
+    def add(self, event: SpanEvent) -> None:
+        if len(self.events) < MAX_EVENTS:
+            self.events.append(event)
+        else:
+            self.dropped += 1
+
+
+def start(name: str, attributes: Mapping[str, Any] | None, on_end: Callable[[LiveSpan], None]) -> LiveSpan:
+    """A span of the user's own, begun now; `on_end` gets it once it has ended."""
+    span = LiveSpan(CURRENT.get())
+    span.name = name
+    span.started_ns = time.time_ns()
+    span.on_end = on_end
+    if attributes:
+        span.set_attributes(attributes)
+    return span
+
+
+def attach(span: trace.Span) -> Token[Context]:
+    """Make `span` the current one; the token takes that back."""
+    token: Token[Context] = CURRENT.set(Context({**CURRENT.get(), KEY: span}))
+    return token
+
+
+def detach(token: Token[Context] | None) -> None:
+    """Take back what `attach` did. A coroutine that the garbage collector closes does it in a foreign context, where
+    there is nothing to take back."""
+    if token is None:
+        return
+    try:
+        CURRENT.reset(token)
+    except ValueError:
+        pass
+
+
+def not_sampled(outer: Mapping[str, Any]) -> NonRecordingSpan:
+    """A span that carries ids and is not recorded: what runs inside it is not sampled either."""
+    parent = outer.get(KEY)
+    context = parent.get_span_context() if isinstance(parent, trace.Span) else None
+    trace_id = context.trace_id if context is not None and context.is_valid else _random_id(128)
+    return NonRecordingSpan(SpanContext(trace_id, _random_id(64), is_remote=False, trace_flags=_NOT_SAMPLED))
+
+
+def current_ids() -> tuple[str, str] | None:
+    """Trace id and span id of the current span as hexadecimal text; None outside of any."""
+    span = CURRENT.get().get(KEY)
+    if not isinstance(span, trace.Span):
+        return None
+    context = span.get_span_context()
+    return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None
+
+
+class Sampler:
+    """Head sampling: decides at the root of a trace, by chance.
+
+    `ratio`: the part of the traces that is kept, 0 to 1. `parent_based`: inside a trace of the caller's, that one's
+    decision holds.
+    """
+
+    __slots__ = ("parent_based", "ratio")
+
+    def __init__(self, ratio: float = 1.0, *, parent_based: bool = True) -> None:
+        self.ratio = ratio
+        self.parent_based = parent_based
+
+    def __call__(self, outer: Mapping[str, Any]) -> bool:
+        if self.parent_based and outer:
+            parent = outer.get(KEY)
+            if isinstance(parent, LiveSpan):
+                return True
+            if isinstance(parent, trace.Span) and parent.get_span_context().is_valid:
+                return bool(parent.get_span_context().trace_flags.sampled)
+        return self.ratio >= 1.0 or random.random() < self.ratio
+
+
+def exception_attributes(error: BaseException) -> dict[str, Any]:
+    """An exception in the words of OpenTelemetry's conventions."""
+    import traceback
+
+    return {
+        "exception.type": type_name(error),
+        "exception.message": str(error),
+        "exception.stacktrace": "".join(traceback.format_exception(error, limit=-20)),
+    }
+
+
+def type_name(error: BaseException) -> str:
+    """The class with its module, as `error.type` has it."""
+    return f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+
+
+def _random_id(bits: int) -> int:
+    return random.getrandbits(bits) or 1
