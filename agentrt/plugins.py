@@ -39,6 +39,7 @@ T = TypeVar("T")
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "agentrt.secrets": {"env": "agentrt.secrets.env:Env"},
     "agentrt.telemetry": {
+        "console": "agentrt.telemetry.console:Console",
         "file": "agentrt.telemetry.file:File",
         "jaeger": "agentrt.telemetry.otlp:Jaeger",
         "memory": "agentrt.telemetry.memory:InMemory",
