@@ -52,7 +52,7 @@ class ModelStarted(_Base, frozen=True, kw_only=True, tag="model_started"):
 
 
 class TextDelta(_Base, frozen=True, kw_only=True, tag="text_delta"):
-    """A piece of the answer; never repeated, whatever is retried."""
+    """A piece of the answer; never repeated, whatever is retried. Pieces are joined while nobody reads them."""
 
     text: str
 
@@ -146,7 +146,8 @@ class RunFinished(_Base, frozen=True, kw_only=True, tag="run_finished"):
 
 
 class RunFailed(_Base, frozen=True, kw_only=True, tag="run_failed"):
-    """`error`: the exception's class; `causes`: what was tried before, one line each."""
+    """`error`: the exception's class; `causes`: what was tried before, one line each. `run` is empty if there was none
+    yet: no message, nothing that could be an agent."""
 
     error: str
     message: str
