@@ -12,7 +12,19 @@ from msgspec.structs import replace
 
 from agentrt.call import ENCLOSING, RUN, Call
 from agentrt.errors import ConfigError, PluginError, ResultRejected
-from agentrt.models.protocol import ModelClient, ModelRequest, visible
+from agentrt.models.collect import estimate
+from agentrt.models.protocol import (
+    Finished,
+    ModelClient,
+    ModelRequest,
+    ModelResponse,
+    ReasoningDelta,
+    StreamItem,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    visible,
+)
 from agentrt.plugins import close_plugin
 from agentrt.schema import OutputError
 from agentrt.stream import Stream
@@ -103,7 +115,11 @@ class Clients:
         request: ModelRequest = call.request
         asked = replace(request, model=model)
         if call.stream:
-            return await Stream.open(client.stream(asked), visible=visible)
+            stream = await Stream.open(client.stream(asked), visible=visible)
+            used_by = _Usage(call, asked)
+            stream.observe(used_by.see)
+            stream.on_settle(used_by.settled)  # first of all, so that every stage finds it in the record
+            return stream
         response = await client.complete(asked)
         used = call.record.usage
         call.record.usage = response.usage if used is None else used + response.usage
@@ -130,6 +146,39 @@ class Clients:
         for outcome in await asyncio.gather(*map(close_plugin, clients.values()), return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
+
+
+class _Usage:
+    """Notes in a call's record what its stream used: what the provider says, or an estimate if it was broken off."""
+
+    __slots__ = ("_call", "_finished", "_reasoning", "_request", "_text")
+
+    def __init__(self, call: Call[Any], request: ModelRequest) -> None:
+        self._call = call
+        self._request = request
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._finished: Usage | None = None
+
+    def see(self, item: StreamItem) -> None:
+        match item:
+            case TextDelta(text):
+                self._text.append(text)
+            case ReasoningDelta(text):
+                self._reasoning.append(text)
+            case ToolCallDelta():
+                self._text.append(item.name + item.arguments)
+            case Finished():
+                self._finished = item.response.usage
+
+    def settled(self, error: BaseException | None) -> None:
+        usage = self._finished
+        if usage is None:
+            # What came until then was used, and nobody says how much it was.
+            said = ModelResponse(text="".join(self._text), reasoning="".join(self._reasoning))
+            usage = estimate(self._request, said)
+        record = self._call.record
+        record.usage = usage if record.usage is None else record.usage + usage
 
 
 def _leave_the_run() -> None:

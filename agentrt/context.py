@@ -15,6 +15,7 @@ from agentrt.call import ENCLOSING, RUN, Call, Entry
 from agentrt.errors import ConfigError
 from agentrt.limits import Counters
 from agentrt.models.protocol import (
+    Finished,
     Message,
     ModelRequest,
     ModelResponse,
@@ -282,36 +283,25 @@ class Context:
     async def open_model(
         self, request: ModelRequest, targets: tuple[str, ...]
     ) -> AsyncGenerator[Stream[StreamItem], None]:
-        from agentrt.models.protocol import Finished, ReasoningDelta, TextDelta
-
         self.counters.model_call()
         pipeline = self._services.pipeline(self._agent, "model", targets=targets)
         call = pipeline.new_call(request, True)
         number = self._model_started(call)
         stream: Stream[StreamItem] = await self._send(pipeline, call)
-        seen: list[str] = []
-        finished: list[ModelResponse] = []
+        finish: list[str] = []
 
         def see(item: StreamItem) -> None:
-            if isinstance(item, TextDelta | ReasoningDelta):
-                seen.append(item.text)
-            elif isinstance(item, Finished):
-                finished.append(item.response)
-                call.record.usage = item.response.usage
+            if isinstance(item, Finished):
+                finish.append(item.response.finish)
 
         stream.observe(see)
         try:
             async with stream:
                 yield stream
         finally:
-            if not finished:
-                # Broken off: what came until then was used, and nobody says how much it was.
-                from agentrt.models.collect import estimate
-
-                call.record.usage = estimate(request, ModelResponse(text="".join(seen)))
             self._use(call.record.usage)
-        if finished:
-            self._model_finished(call, number, finished[0].finish)
+        if finish:
+            self._model_finished(call, number, finish[0])
 
     async def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Any:
         """Call a tool that the agent's own code wants, with its events. Direct calls of async tools come here too."""
@@ -436,7 +426,7 @@ class Context:
         if self._sink is None:
             return
         record = call.record
-        usage: Usage = record.usage
+        usage: Usage = record.usage or Usage()  # a stage that answers by itself uses none
         self.emit(
             events.ModelFinished(
                 run=self.id,

@@ -100,7 +100,9 @@ class RunStream:
     async def __anext__(self) -> Event:
         task, wake = self._task, self._wake
         if task is None or wake is None:
-            raise RuntimeError("the run has not been started: `async with runtime.stream(...) as run` does it")
+            raise RuntimeError(
+                "the run has not been started: `async with runtime.stream(...) as run` does it"
+            )
         while not self._events:
             if task.done():
                 if not self._has_begun:

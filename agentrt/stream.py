@@ -45,7 +45,7 @@ class Stream(Generic[T]):
         "_labels",
         "_limit",
         "_loop",
-        "_observe",
+        "_observers",
         "_on_settle",
         "_settled",
         "_source",
@@ -57,7 +57,7 @@ class Stream(Generic[T]):
         self._limit: PullLimit | None = None
         self._on_settle: list[Settled] = []
         self._labels: list[Callable[[BaseException], None]] = []
-        self._observe: Callable[[T], None] | None = None
+        self._observers: tuple[Callable[[T], None], ...] = ()
         self._settled = False
         self._loop = asyncio.get_running_loop()
         # A stream may be opened by a task that is being cancelled already (its cleanup reports somewhere).
@@ -101,8 +101,8 @@ class Stream(Generic[T]):
         self._labels.append(label)
 
     def observe(self, see: Callable[[T], None]) -> None:
-        """Let the terminal see each item as it is handed out (it notes the usage at the end)."""
-        self._observe = see
+        """Call `see` with each item as it is handed out; those who asked first see it first."""
+        self._observers += (see,)
 
     def __aiter__(self) -> Stream[T]:
         return self
@@ -110,8 +110,8 @@ class Stream(Generic[T]):
     async def __anext__(self) -> T:
         if self._head:
             item = self._head.popleft()
-            if self._observe is not None:
-                self._observe(item)
+            for see in self._observers:
+                see(item)
             return item
         source = self._source
         if source is None:
@@ -137,8 +137,8 @@ class Stream(Generic[T]):
             raise raised from raised.__cause__
         if limit is not None:
             limit.disarm(token)
-        if self._observe is not None:
-            self._observe(item)
+        for see in self._observers:
+            see(item)
         return item
 
     def _pull_failed(self, limit: PullLimit | None, token: Any, error: BaseException) -> BaseException:

@@ -85,6 +85,42 @@ async def test_the_tokens_of_a_stream_are_noted_and_those_of_a_broken_one_estima
         assert next(iter(backend)).usage == Usage(10, 5)
 
 
+@pytest.mark.parametrize("how", ["left", "failed", "cancelled"])
+async def test_telemetry_is_handed_the_estimate_of_a_stream_that_was_broken_off(how: str) -> None:
+    async def agent(message: str, ctx: Context) -> str:
+        async with ctx.stream_model("x" * 40, model="fake:x") as stream:
+            async for _ in stream:
+                if how == "left":
+                    break
+                if how == "cancelled":
+                    await asyncio.sleep(100)
+        return message
+
+    handed: list[Usage] = []
+    model = FakeModel(("four ", "more", TransientError("cut")))  # type: ignore[arg-type]
+    async with Runtime(models={"fake": model}) as rt:
+        backend = rt.telemetry[0][1]
+        assert isinstance(backend, InMemory)
+        async with rt.stream(agent, "go", limits=Limits(seconds=10)) as run:
+            await watch(run, [])
+        handed = [call.usage for call in backend]
+    tokens = {"left": 2, "failed": 3, "cancelled": 2}
+    assert handed == [Usage(10, tokens[how], estimated=True)]
+
+
+async def test_the_arguments_of_a_broken_off_tool_call_are_estimated_too() -> None:
+    async def agent(message: str, ctx: Context) -> Usage:
+        async with ctx.stream_model("hello", model="fake:x") as stream:
+            async for _ in stream:
+                break
+        return ctx.usage
+
+    model = FakeModel([wants("name", '{"city": "Reykjavik, Iceland"}')])
+    async with Runtime(models={"fake": model}) as rt:
+        result = await rt.run(agent, "go")
+    assert result.output == Usage(2, 9, estimated=True)
+
+
 async def _consume(ctx: Context) -> None:
     async with ctx.stream_model("hello", model="fake:x") as stream:
         async for _ in stream:

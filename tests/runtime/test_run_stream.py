@@ -138,8 +138,8 @@ async def test_text_that_nobody_reads_is_joined_and_none_of_it_lost() -> None:
                 await asyncio.sleep(0)
 
     async with Runtime() as rt, rt.stream(talker, "go") as run:
-        while run._task is not None and not run._task.done():
-            await asyncio.sleep(1)
+        assert run._task is not None
+        await asyncio.wait([run._task])
         waiting = len(run._events)
         seen = [event async for event in run]
     assert waiting < FINE + 2 + sum(map(len, words)) / PIECE + 1
