@@ -14,6 +14,7 @@ from agentrt import events, options
 from agentrt.call import ENCLOSING, RUN, Call, Entry
 from agentrt.errors import ConfigError
 from agentrt.limits import Counters
+from agentrt.models.collect import pieces
 from agentrt.models.protocol import (
     Finished,
     Message,
@@ -297,6 +298,7 @@ class Context:
         stream.observe(see)
         try:
             async with stream:
+                stream.unfold(pieces)
                 yield stream
         finally:
             self._use(call.record.usage)

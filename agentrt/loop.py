@@ -80,7 +80,10 @@ async def _ask(ctx: Context, request: ModelRequest, targets: tuple[str, ...]) ->
                     response = item.response
                 case _:
                     pass
-    assert response is not None, "a model's stream ends with Finished"
+    if response is None:
+        raise TypeError(
+            f"the stream of {targets[0]} ended without `Finished`, the last item of a model's stream"
+        )
     return response
 
 

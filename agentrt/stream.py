@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -85,6 +85,16 @@ class Stream(Generic[T]):
         except BaseException as error:
             await _close_after(source, error)
             raise
+
+    @classmethod
+    def of(cls, value: T) -> Stream[T]:
+        """A stream of one item, for whoever has the whole answer already."""
+        return cls(_nothing(), head=deque([value]))
+
+    def unfold(self, into: Callable[[T], Iterable[T]]) -> None:
+        """Put other items in the place of those that wait to be handed out: a value that was served instead of a
+        stream is one item, however a stream of its kind would say it."""
+        self._head = deque(item for waiting in self._head for item in into(waiting))
 
     def on_settle(self, callback: Settled) -> None:
         """Call `callback` when the stream settles; stages register from the inside outwards."""
@@ -225,6 +235,11 @@ async def close_source(source: AsyncIterator[Any]) -> None:
     close = getattr(source, "aclose", None)
     if close is not None:
         await close()
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    return
+    yield
 
 
 async def _close_after(source: AsyncIterator[Any], error: BaseException) -> None:

@@ -10,11 +10,13 @@ import msgspec
 
 from agentrt.models.protocol import (
     FilePart,
+    Finished,
     FinishReason,
     ImagePart,
     ModelRequest,
     ModelResponse,
     ReasoningDelta,
+    StreamItem,
     TextDelta,
     TextPart,
     ToolCall,
@@ -22,7 +24,7 @@ from agentrt.models.protocol import (
     Usage,
 )
 
-__all__ = ["Answer", "estimate", "new_call_id"]
+__all__ = ["Answer", "estimate", "new_call_id", "pieces"]
 
 CHARS_PER_TOKEN = 4
 TOKENS_PER_IMAGE = 1000
@@ -110,6 +112,21 @@ class Answer:
         )
         usage = self.usage if self.usage is not None else estimate(request, response)
         return msgspec.structs.replace(response, usage=usage)
+
+
+def pieces(item: StreamItem | ModelResponse) -> list[StreamItem]:
+    """What a stream would say: the item itself, or those of a whole answer that stands in for a stream."""
+    if isinstance(item, StreamItem):
+        return [item]
+    if not isinstance(item, ModelResponse):
+        raise TypeError(
+            f"{item!r} was served instead of a model's answer; a default or a stage of your own gives a ModelResponse"
+        )
+    said: list[StreamItem] = [ReasoningDelta(item.reasoning)] if item.reasoning else []
+    said += [TextDelta(item.text)] if item.text else []
+    for index, call in enumerate(item.tool_calls):
+        said.append(ToolCallDelta(index, call.id, call.name, call.arguments))
+    return [*said, Finished(item)]
 
 
 def new_call_id() -> str:
