@@ -14,6 +14,7 @@ from agentrt import events, options
 from agentrt.call import ENCLOSING, RUN, Call, Entry
 from agentrt.errors import ConfigError
 from agentrt.limits import Counters
+from agentrt.memories import Memories
 from agentrt.models.collect import pieces
 from agentrt.models.protocol import (
     Finished,
@@ -30,7 +31,6 @@ from agentrt.record_events import as_event, describe
 from agentrt.session import Session
 
 if TYPE_CHECKING:
-    from agentrt.memory.protocol import Item
     from agentrt.pipeline import Pipeline
     from agentrt.stream import Stream
     from agentrt.tools import Tool
@@ -125,7 +125,7 @@ class Context:
     def memory(self) -> Memories:
         """The memory of this runtime; each use is a call of kind "memory" through the pipeline."""
         if self._memory is None:
-            self._memory = Memories(self)
+            self._memory = Memories(self._services.memory, self.call_memory)
         return self._memory
 
     @overload
@@ -443,34 +443,6 @@ class Context:
                 attempts=max(1, len(record.attempts)),
             )
         )
-
-
-class Memories:
-    """The runtime's memory, through the pipeline."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-
-    async def add(self, text: str, *, metadata: dict[str, Any] | None = None, key: str | None = None) -> str:
-        """Remember `text`; returns its id. The same `key` replaces what it held."""
-        store = await self._ctx._services.memory()
-        return await self._ctx.call_memory(
-            "add_memory",
-            lambda: store.add(text, metadata=metadata, key=key),
-            idempotent=key is not None,
-        )
-
-    async def search(self, query: str, *, limit: int = 5) -> list[Item]:
-        """The best matches for `query`, best first."""
-        store = await self._ctx._services.memory()
-        return await self._ctx.call_memory(
-            "search_memory", lambda: store.search(query, limit=limit), idempotent=True
-        )
-
-    async def forget(self, id: str) -> None:
-        """Forget one item; unknown ids are ignored."""
-        store = await self._ctx._services.memory()
-        await self._ctx.call_memory("forget_memory", lambda: store.forget(id), idempotent=True)
 
 
 def current() -> Context:
