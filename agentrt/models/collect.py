@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from typing import Any
 
 import msgspec
@@ -131,7 +131,7 @@ def pieces(item: StreamItem | ModelResponse) -> list[StreamItem]:
 
 def new_call_id() -> str:
     """An id for a tool call to which the provider gave none; ids are unique within a conversation."""
-    return f"call_{secrets.token_hex(8)}"
+    return f"call_{os.urandom(8).hex()}"
 
 
 def estimate(request: ModelRequest, response: ModelResponse) -> Usage:
