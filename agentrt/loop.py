@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from agentrt import events
+from agentrt.agent import instructions_of
 from agentrt.call import UNBOUNDED
 from agentrt.context import Context
 from agentrt.errors import (
@@ -99,8 +100,7 @@ def _answer(ctx: Context, request: ModelRequest, response: ModelResponse) -> Any
 
 
 def _system(agent: Agent, ctx: Context) -> list[Message]:
-    instructions = agent.instructions
-    text: Any = instructions(ctx) if callable(instructions) else instructions
+    text = instructions_of(agent, ctx)
     if not isinstance(text, str):
         if inspect.iscoroutine(text):
             text.close()

@@ -217,6 +217,66 @@ async def test_the_deadline_of_a_run_does_not_cut_a_cleanup_that_a_limit_began(c
     assert ended == list(range(count))
 
 
+def _of_the_context(ctx: Context) -> str:
+    return f"for {ctx.agent_name}"
+
+
+class _Base(Agent):
+    model = "fake:one"
+    topic = "weather"
+
+
+class _Lambda(_Base):
+    instructions = lambda ctx: f"for {ctx.agent_name}"  # noqa: E731
+
+
+class _Function(_Base):
+    instructions = _of_the_context
+
+
+class _Static(_Base):
+    instructions = staticmethod(_of_the_context)
+
+
+class _Method(_Base):
+    def instructions(self, ctx: Context) -> str:  # type: ignore[override]
+        return f"{self.topic} for {ctx.agent_name}"
+
+
+class _MethodAlone(_Base):
+    def instructions(self) -> str:  # type: ignore[override]
+        return self.topic
+
+
+class _LambdaOfSelf(_Base):
+    instructions = lambda self: self.topic  # noqa: E731
+
+
+def _with_its_own() -> Agent:
+    agent = _Base()
+    agent.instructions = _of_the_context
+    return agent
+
+
+@pytest.mark.parametrize(
+    ("agent", "wanted"),
+    [
+        (_Lambda, "for _Lambda"),
+        (_Function, "for _Function"),
+        (_Static, "for _Static"),
+        (_Method, "weather for _Method"),
+        (_MethodAlone, "weather"),
+        (_LambdaOfSelf, "weather"),
+        (_with_its_own(), "for _Base"),
+    ],
+)
+async def test_instructions_may_be_a_function_wherever_it_stands(agent: Any, wanted: str) -> None:
+    model = FakeModel("ok")
+    async with Runtime(models={"fake": model}) as rt:
+        await rt.run(agent, "go")
+    assert (model.requests[0].messages[0].role, model.requests[0].messages[0].content) == ("system", wanted)
+
+
 async def test_instructions_that_are_no_text_are_refused() -> None:
     class Wrong(Agent):
         model = "fake:one"
