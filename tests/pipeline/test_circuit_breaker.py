@@ -683,8 +683,10 @@ COUNT = "must be a whole number of at least 1, not"
         ({"slow_rate": 0.5}, "slow_rate needs slow_call, the number of seconds from which a call is slow"),
         (
             {"failure_threshold": 3, "slow_call": 1, "slow_rate": 0.5},
-            "slow_rate has no effect with failure_threshold, which counts consecutive calls that fail or are slow: "
-            "leave one of them out",
+            (
+                "slow_rate has no effect with failure_threshold, which counts consecutive calls that fail or are "
+                "slow: leave one of them out"
+            ),
         ),
         ({"probes": 0}, f"probes {COUNT} 0"),
         ({"max_half_open_wait": -1}, f"max_half_open_wait {SECONDS} -1"),
