@@ -102,6 +102,13 @@ class Clients:
             # A later call may succeed where this one failed: the weights may be there by then.
             del self._opening[prefix]
 
+    async def check(self, target: str) -> None:
+        """Raise what the first request to `target` would fail with before it is sent, as far as its client can tell."""
+        client, model = self.client(target)
+        check = getattr(client, "check", None)
+        if check is not None:
+            await check(model, self._host)
+
     def gate(self, call: Call[Any]) -> str:
         """Host and credential of a call's target: what a throttled answer speaks for."""
         prefix, _, model = call.target.partition(":")

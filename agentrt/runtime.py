@@ -323,6 +323,11 @@ class Runtime:
             self._secrets = SecretsManager.from_config(self.config, self.invoke, host=self._plugin_host)
         return (await self._secrets.get(name)).reveal()
 
+    async def check_model(self, target: str) -> None:
+        """Raise what the first request to a model would fail with before it is sent: no such plugin, no key, no
+        weights. Nothing goes to the provider."""
+        await self._clients.check(target)
+
     async def invoke(
         self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
     ) -> T:
