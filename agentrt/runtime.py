@@ -355,6 +355,13 @@ class Runtime:
         pipelines += [(kind, build(kind, tool=None, targets=())) for kind in ("memory", "secret", "call")]
         return pipelines
 
+    def stages_without_effect(self, agent: Any) -> list[str]:
+        """Registered stages for another agent or for tools that `agent` does not declare, one sentence each. They may
+        be meant for an agent that it runs, or for a tool that only its code knows."""
+        subject = agent.subject if isinstance(agent, Hosted) else host(agent).subject
+        tools = self.tools_of(subject) if getattr(subject, "tools", None) else {}
+        return self._pipelines.without_effect(subject, _agent_name(subject), tools)
+
     def output_parser(self, output: Any) -> tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]:
         """JSON Schema, name and decoder of an output type; made once per type."""
         parser = self._parsers.get(output)

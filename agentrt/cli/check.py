@@ -187,6 +187,8 @@ async def _check_agent(runtime: Runtime, hosted: Hosted, findings: Findings) -> 
         if pipelines is None:
             return
         findings.ok("pipelines", f"{len(pipelines)}: {', '.join(name for name, _ in pipelines)}")
+        for sentence in runtime.stages_without_effect(hosted):
+            findings.warning("pipelines", sentence)
         for name, pipeline in pipelines:
             for problem in pipeline.problems():
                 findings.warning("pipelines", f"{name}: {problem}")
