@@ -349,3 +349,78 @@ async def test_wrong_arguments_of_the_context_are_told() -> None:
 
     async with Runtime() as rt:
         assert (await rt.run(agent, "go")).text == "ok"
+
+
+def _cleaning(log: list[tuple[str, str, float]], name: str, *, timeout: float | None = None) -> Any:
+    """A tool that never ends, and cleans up for 5 s once it is cancelled."""
+
+    @tool(name=name, idempotent=True, timeout=timeout)
+    async def hanging(ctx: Context) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            log.append((name, "cancelled", ctx.elapsed))
+            try:
+                await asyncio.sleep(5)
+                log.append((name, "cleaned up", ctx.elapsed))
+            except asyncio.CancelledError:
+                log.append((name, "cut", ctx.elapsed))
+                raise
+
+    return hanging
+
+
+async def _gathered(first: Any, second: Any, ctx: Context) -> Any:
+    return await asyncio.gather(ctx.tool(first), ctx.tool(second))
+
+
+async def _grouped(first: Any, second: Any, ctx: Context) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ctx.tool(first))
+        group.create_task(ctx.tool(second))
+
+
+@pytest.mark.parametrize("together", [_gathered, _grouped])
+async def test_the_runs_deadline_cancels_each_tool_of_a_gather_once(together: Any) -> None:
+    log: list[tuple[str, str, float]] = []
+
+    async def agent(message: str, ctx: Context) -> None:
+        await together(_cleaning(log, "a"), _cleaning(log, "b"), ctx)
+
+    async with Runtime() as rt:
+        with pytest.raises(DeadlineExceeded) as caught:
+            await rt.run(agent, "go", limits=Limits(seconds=10))
+    assert caught.value.scope == "run"
+    assert sorted(log) == [
+        (name, what, pytest.approx(at))
+        for name in "ab"
+        for what, at in (("cancelled", 10), ("cleaned up", 15))
+    ]
+
+
+async def test_the_runs_deadline_does_not_wait_for_a_cleanup_in_a_gather_of_the_agents_own() -> None:
+    # asyncio hands the cancellation on to the children. That a run ends in time goes before the cleanup of a tool
+    # that has had its time; awaited directly, or called by the model, it is let finish.
+    log: list[tuple[str, str, float]] = []
+
+    async def agent(message: str, ctx: Context) -> None:
+        await _gathered(_cleaning(log, "late", timeout=8), _cleaning(log, "b"), ctx)
+
+    async with Runtime() as rt:
+        with pytest.raises(DeadlineExceeded, match="the run's deadline of 10 s"):
+            await rt.run(agent, "go", limits=Limits(seconds=10))
+        assert log[:2] == [("late", "cancelled", pytest.approx(8)), ("late", "cut", pytest.approx(10))]
+        await asyncio.sleep(10)
+    assert ("b", "cleaned up", pytest.approx(15)) in log
+
+
+async def test_the_runs_deadline_waits_for_a_cleanup_that_the_agent_awaits_directly() -> None:
+    log: list[tuple[str, str, float]] = []
+
+    async def agent(message: str, ctx: Context) -> None:
+        await ctx.tool(_cleaning(log, "late", timeout=8))
+
+    async with Runtime() as rt:
+        with pytest.raises(TimeoutError):
+            await rt.run(agent, "go", limits=Limits(seconds=10))
+    assert log == [("late", "cancelled", pytest.approx(8)), ("late", "cleaned up", pytest.approx(13))]
