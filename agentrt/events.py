@@ -177,4 +177,17 @@ Sink = Callable[[Event], None]
 
 def encode(event: Event) -> bytes:
     """One JSON object without a newline; what JSON cannot say is given as its text."""
-    return msgspec.json.encode(event, enc_hook=str)
+    try:
+        return msgspec.json.encode(event, enc_hook=str)
+    except (UnicodeEncodeError, RecursionError):
+        # A lone surrogate somewhere, or an output that contains itself.
+        fields = {name: _sayable(getattr(event, name)) for name in event.__struct_fields__}
+        return msgspec.json.encode(msgspec.structs.replace(event, **fields))
+
+
+def _sayable(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [_sayable(item) for item in value]
+    return str(value).encode(errors="backslashreplace").decode()

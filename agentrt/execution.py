@@ -62,6 +62,7 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
                 output = await hosted.run(message, ctx)
         else:
             output = await hosted.run(message, ctx)
+        text = _as_text(output, ctx)  # which may be what fails: it asks the agent's own objects
     except BaseException as error:
         raised = _failed(ctx, armed, error)
         _report_failure(ctx, raised, ctx.elapsed - started)
@@ -74,7 +75,7 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
         Timers.of(ctx.loop).disarm(armed)
     if ctx.degraded and ctx.parent is not None:
         ctx.parent.degraded = True
-    result = RunResult(output, _as_text(output, ctx), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
+    result = RunResult(output, text, ctx.usage, ctx.id, ctx.degraded, ctx.calls)
     ctx.emit(
         events.RunFinished(
             run=ctx.id,

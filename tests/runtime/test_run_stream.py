@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from typing import Any
 
 import pytest
 
 from agentrt import ConfigError, Context, Runtime, tool
-from agentrt.events import ReasoningDelta, TextDelta
+from agentrt.events import ReasoningDelta, TextDelta, encode
 from agentrt.run_stream import FINE, PIECE, RunStream
 from tests.runtime.doubles import types, watch
 
@@ -314,3 +315,45 @@ async def test_a_thread_that_outlives_the_loop_may_still_tell_something() -> Non
     may_end.set()
     assert ended.wait(10)
     assert told == [None]
+
+
+def _contains_itself() -> list[Any]:
+    output: list[Any] = ["x"]
+    output.append(output)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("a\ud800b", "a\\ud800b"),
+        ({"k": "a\ud800b"}, "{'k': 'a\\ud800b'}"),
+        (_contains_itself(), "['x', [...]]"),
+        (["a", "\ud800"], ["a", "\\ud800"]),
+    ],
+    ids=["surrogate", "nested", "recursive", "list"],
+)
+async def test_every_output_can_be_encoded(output: Any, said: Any) -> None:
+    async def agent(message: str) -> Any:
+        return output
+
+    async with Runtime() as rt, rt.stream(agent, "go") as run:
+        seen = [event async for event in run]
+    assert types(seen[-1:]) == ["run_finished"]
+    line = json.loads(encode(seen[-1]))
+    assert (line["type"], line["output"], line["run"]) == ("run_finished", said, run.result.run_id)
+
+
+async def test_an_output_that_cannot_be_shown_fails_the_run_with_its_event() -> None:
+    class Shy:
+        def __str__(self) -> str:
+            raise ValueError("not for show")
+
+    async def agent(message: str) -> Any:
+        return Shy()
+
+    seen: list[Any] = []
+    async with Runtime() as rt, rt.stream(agent, "go") as run:
+        error = await watch(run, seen)
+    assert isinstance(error, ValueError)
+    assert types(seen)[-1] == "run_failed"
