@@ -103,10 +103,15 @@ def _failed(ctx: Context, armed: Armed | None, error: BaseException) -> BaseExce
     if armed is None:
         return error
     ours = Timers.of(ctx.loop).disarm(armed)
-    if armed.delivered and ours and isinstance(error, asyncio.CancelledError):
+    # A cleanup that failed is how it ended because of the deadline, too.
+    if armed.delivered and ours and isinstance(error, Exception | asyncio.CancelledError):
+        if isinstance(error, DeadlineExceeded) and error.scope == "run":
+            return error
         seconds = ctx.counters.limits.seconds
         raised = DeadlineExceeded(f"the run's deadline of {seconds:g} s is over", scope="run")
         raised.__cause__ = error
+        if isinstance(error, Exception):
+            raised.add_note(f"what was running then failed: {describe(error)}")
         return raised
     return error
 

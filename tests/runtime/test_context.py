@@ -424,3 +424,18 @@ async def test_the_runs_deadline_waits_for_a_cleanup_that_the_agent_awaits_direc
         with pytest.raises(TimeoutError):
             await rt.run(agent, "go", limits=Limits(seconds=10))
     assert log == [("late", "cancelled", pytest.approx(8)), ("late", "cleaned up", pytest.approx(13))]
+
+
+async def test_a_cleanup_that_fails_after_the_runs_deadline_is_its_cause() -> None:
+    async def agent(message: str) -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            raise KeyError("in the cleanup")
+
+    async with Runtime() as rt:
+        with pytest.raises(DeadlineExceeded, match="the run's deadline of 10 s") as caught:
+            await rt.run(agent, "go", limits=Limits(seconds=10))
+    assert caught.value.scope == "run"
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert caught.value.__notes__ == ["what was running then failed: KeyError: 'in the cleanup'"]
