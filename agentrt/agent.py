@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from agentrt.context import Context
     from agentrt.limits import Limits
 
-__all__ = ["Agent", "AgentWarning", "check_attributes"]
+__all__ = ["Agent", "AgentWarning", "check_attributes", "instructions_of"]
 
 
 class Agent:
@@ -32,7 +33,8 @@ class Agent:
     model: str | Sequence[str] | None = None
     """`prefix:name`, or several: the first one is asked, the rest are fallback targets."""
     instructions: str | Callable[[Context], str] = ""
-    """The system message, or a function of the context that makes it."""
+    """The system message, or a function of the context that makes it: `lambda ctx: ...`, or a method with or without
+    `ctx`."""
     tools: Sequence[Any] = ()
     """Functions made with `@tool`, or plain functions."""
     output: Any = None
@@ -70,6 +72,32 @@ def check_attributes(agent: Agent) -> None:
         if not is_right(value):
             raise ConfigError(f"{name}.{attribute} must be {wanted}, not {value!r}")
     _warn_of_misspelt(agent)
+
+
+def instructions_of(agent: Agent, ctx: Context) -> Any:
+    """What the agent's instructions are in this run; of a function, what it returned."""
+    instructions = agent.instructions
+    if not callable(instructions):
+        return instructions
+    maker: Any = instructions
+    positional = _positional(maker)
+    if positional is None or positional:
+        return maker(ctx)
+    # Nothing is left that takes the context: a method that wants only its agent, or a function of the context that
+    # became a method because it stands in a class body.
+    function = getattr(maker, "__func__", maker)
+    return maker() if function is maker or _positional(function) == ["self"] else function(ctx)
+
+
+def _positional(function: Any) -> list[str] | None:
+    """The parameters that are given by position; None if nobody can say."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return [
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
+    ]
 
 
 def _is_list(value: Any) -> bool:

@@ -12,7 +12,18 @@ from msgspec.structs import replace
 
 from agentrt.call import ENCLOSING, RUN, Call
 from agentrt.errors import ConfigError, PluginError, ResultRejected
-from agentrt.models.protocol import ModelClient, ModelRequest, visible
+from agentrt.models.collect import estimate
+from agentrt.models.protocol import (
+    Finished,
+    ModelClient,
+    ModelRequest,
+    ModelResponse,
+    ReasoningDelta,
+    StreamItem,
+    TextDelta,
+    ToolCallDelta,
+    visible,
+)
 from agentrt.plugins import close_plugin
 from agentrt.schema import OutputError
 from agentrt.stream import Stream
@@ -90,6 +101,13 @@ class Clients:
             # A later call may succeed where this one failed: the weights may be there by then.
             del self._opening[prefix]
 
+    async def check(self, target: str) -> None:
+        """Raise what the first request to `target` would fail with before it is sent, as far as its client can tell."""
+        client, model = self.client(target)
+        check = getattr(client, "check", None)
+        if check is not None:
+            await check(model, self._host)
+
     def gate(self, call: Call[Any]) -> str:
         """Host and credential of a call's target: what a throttled answer speaks for."""
         prefix, _, model = call.target.partition(":")
@@ -103,7 +121,11 @@ class Clients:
         request: ModelRequest = call.request
         asked = replace(request, model=model)
         if call.stream:
-            return await Stream.open(client.stream(asked), visible=visible)
+            stream = await Stream.open(client.stream(asked), visible=visible)
+            used_by = _Usage(call, asked)
+            stream.observe(used_by.see)
+            stream.on_settle(used_by.settled)  # first of all, so that every stage finds it in the record
+            return stream
         response = await client.complete(asked)
         call.record.response = response
         used = call.record.usage
@@ -131,6 +153,40 @@ class Clients:
         for outcome in await asyncio.gather(*map(close_plugin, clients.values()), return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
+
+
+class _Usage:
+    """Notes in a call's record what its stream used: what the provider says, or an estimate if it was broken off."""
+
+    __slots__ = ("_call", "_finished", "_reasoning", "_request", "_text")
+
+    def __init__(self, call: Call[Any], request: ModelRequest) -> None:
+        self._call = call
+        self._request = request
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._finished: ModelResponse | None = None
+
+    def see(self, item: StreamItem) -> None:
+        match item:
+            case TextDelta(text):
+                self._text.append(text)
+            case ReasoningDelta(text):
+                self._reasoning.append(text)
+            case ToolCallDelta():
+                self._text.append(item.name + item.arguments)
+            case Finished():
+                self._finished = item.response
+
+    def settled(self, error: BaseException | None) -> None:
+        record = self._call.record
+        if self._finished is not None:
+            usage, record.response = self._finished.usage, self._finished
+        else:
+            # What came until then was used, and nobody says how much it was.
+            said = ModelResponse(text="".join(self._text), reasoning="".join(self._reasoning))
+            usage = estimate(self._request, said)
+        record.usage = usage if record.usage is None else record.usage + usage
 
 
 def _leave_the_run() -> None:

@@ -83,7 +83,8 @@ def compose(
         if inline is None:
             # Within one attempt a users' stage may fail it as well: after the terminal, or instead of it.
             late = late and getattr(stage, "name", None) not in ("retry", "fallback")
-            group = _Group(_link(stage, group.build()), _noting_late(note) if late else None, stream=stream)
+            link = _link_stream if stream else _link
+            group = _Group(link(stage, group.build()), _noting_late(note) if late else None, stream=stream)
         else:
             group.add(inline(_later(group.snapshot()), stages[:index]))
             late = late and group.is_one_attempt
@@ -286,6 +287,20 @@ def _as_function(terminal: Next[Any] | str) -> Next[Any]:
 def _link(stage: Middleware, inner: Next[Any]) -> Next[Any]:
     def linked(call: Call[Any]) -> Any:
         return stage(call, inner)
+
+    return linked
+
+
+def _link_stream(stage: Middleware, inner: Next[Any]) -> Next[Any]:
+    async def linked(call: Call[Any]) -> Stream[Any]:
+        result = await stage(call, inner)
+        if result is None:
+            raise TypeError(
+                f"a stage around {call.target} returned None instead of the stream; "
+                "did it forget `return await call_next(call)`?"
+            )
+        # A stage that answers by itself, from a cache for example, need not care whether a value or a stream is wanted.
+        return result if isinstance(result, Stream) else Stream.of(result)
 
     return linked
 

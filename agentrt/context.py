@@ -14,7 +14,10 @@ from agentrt import events, options
 from agentrt.call import ENCLOSING, RUN, Call, Entry
 from agentrt.errors import ConfigError
 from agentrt.limits import Counters
+from agentrt.memories import Memories
+from agentrt.models.collect import pieces
 from agentrt.models.protocol import (
+    Finished,
     Message,
     ModelRequest,
     ModelResponse,
@@ -28,7 +31,6 @@ from agentrt.record_events import as_event, describe
 from agentrt.session import Session
 
 if TYPE_CHECKING:
-    from agentrt.memory.protocol import Item
     from agentrt.pipeline import Pipeline
     from agentrt.stream import Stream
     from agentrt.telemetry.facade import RuntimeTelemetry
@@ -129,7 +131,7 @@ class Context:
     def memory(self) -> Memories:
         """The memory of this runtime; each use is a call of kind "memory" through the pipeline."""
         if self._memory is None:
-            self._memory = Memories(self)
+            self._memory = Memories(self._services.memory, self.call_memory)
         return self._memory
 
     @overload
@@ -303,37 +305,26 @@ class Context:
     async def open_model(
         self, request: ModelRequest, targets: tuple[str, ...]
     ) -> AsyncGenerator[Stream[StreamItem], None]:
-        from agentrt.models.protocol import Finished, ReasoningDelta, TextDelta
-
         self.counters.model_call()
         pipeline = self._services.pipeline(self._agent, "model", targets=targets)
         call = pipeline.new_call(request, True)
         number = self._model_started(call)
         stream: Stream[StreamItem] = await self._send(pipeline, call)
-        seen: list[str] = []
-        finished: list[ModelResponse] = []
+        finish: list[str] = []
 
         def see(item: StreamItem) -> None:
-            if isinstance(item, TextDelta | ReasoningDelta):
-                seen.append(item.text)
-            elif isinstance(item, Finished):
-                finished.append(item.response)
-                call.record.usage = item.response.usage
-                call.record.response = item.response
+            if isinstance(item, Finished):
+                finish.append(item.response.finish)
 
         stream.observe(see)
         try:
             async with stream:
+                stream.unfold(pieces)
                 yield stream
         finally:
-            if not finished:
-                # Broken off: what came until then was used, and nobody says how much it was.
-                from agentrt.models.collect import estimate
-
-                call.record.usage = estimate(request, ModelResponse(text="".join(seen)))
             self._use(call.record.usage)
-        if finished:
-            self._model_finished(call, number, finished[0].finish)
+        if finish:
+            self._model_finished(call, number, finish[0])
 
     async def call_tool(self, tool: Tool[..., Any], arguments: dict[str, Any]) -> Any:
         """Call a tool that the agent's own code wants, with its events. Direct calls of async tools come here too."""
@@ -463,7 +454,7 @@ class Context:
         if self._sink is None:
             return
         record = call.record
-        usage: Usage = record.usage
+        usage: Usage = record.usage or Usage()  # a stage that answers by itself uses none
         self.emit(
             events.ModelFinished(
                 run=self.id,
@@ -478,34 +469,6 @@ class Context:
                 attempts=max(1, len(record.attempts)),
             )
         )
-
-
-class Memories:
-    """The runtime's memory, through the pipeline."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-
-    async def add(self, text: str, *, metadata: dict[str, Any] | None = None, key: str | None = None) -> str:
-        """Remember `text`; returns its id. The same `key` replaces what it held."""
-        store = await self._ctx._services.memory()
-        return await self._ctx.call_memory(
-            "add_memory",
-            lambda: store.add(text, metadata=metadata, key=key),
-            idempotent=key is not None,
-        )
-
-    async def search(self, query: str, *, limit: int = 5) -> list[Item]:
-        """The best matches for `query`, best first."""
-        store = await self._ctx._services.memory()
-        return await self._ctx.call_memory(
-            "search_memory", lambda: store.search(query, limit=limit), idempotent=True
-        )
-
-    async def forget(self, id: str) -> None:
-        """Forget one item; unknown ids are ignored."""
-        store = await self._ctx._services.memory()
-        await self._ctx.call_memory("forget_memory", lambda: store.forget(id), idempotent=True)
 
 
 def current() -> Context:

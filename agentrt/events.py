@@ -52,7 +52,7 @@ class ModelStarted(_Base, frozen=True, kw_only=True, tag="model_started"):
 
 
 class TextDelta(_Base, frozen=True, kw_only=True, tag="text_delta"):
-    """A piece of the answer; never repeated, whatever is retried."""
+    """A piece of the answer; never repeated, whatever is retried. Pieces are joined while nobody reads them."""
 
     text: str
 
@@ -146,7 +146,8 @@ class RunFinished(_Base, frozen=True, kw_only=True, tag="run_finished"):
 
 
 class RunFailed(_Base, frozen=True, kw_only=True, tag="run_failed"):
-    """`error`: the exception's class; `causes`: what was tried before, one line each."""
+    """`error`: the exception's class; `causes`: what was tried before, one line each. `run` is empty if there was none
+    yet: no message, nothing that could be an agent."""
 
     error: str
     message: str
@@ -176,4 +177,17 @@ Sink = Callable[[Event], None]
 
 def encode(event: Event) -> bytes:
     """One JSON object without a newline; what JSON cannot say is given as its text."""
-    return msgspec.json.encode(event, enc_hook=str)
+    try:
+        return msgspec.json.encode(event, enc_hook=str)
+    except (UnicodeEncodeError, RecursionError):
+        # A lone surrogate somewhere, or an output that contains itself.
+        fields = {name: _sayable(getattr(event, name)) for name in event.__struct_fields__}
+        return msgspec.json.encode(msgspec.structs.replace(event, **fields))
+
+
+def _sayable(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [_sayable(item) for item in value]
+    return str(value).encode(errors="backslashreplace").decode()

@@ -64,6 +64,7 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
                 output = await hosted.run(message, ctx)
         else:
             output = await hosted.run(message, ctx)
+        text = _as_text(output, ctx)  # which may be what fails: it asks the agent's own objects
     except BaseException as error:
         raised = _failed(ctx, armed, error)
         telemetry.run_ended(ctx, span, ctx.elapsed - started, raised)
@@ -78,7 +79,7 @@ async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Ru
     telemetry.run_ended(ctx, span, ctx.elapsed - started, None)
     if ctx.degraded and ctx.parent is not None:
         ctx.parent.degraded = True
-    result = RunResult(output, _as_text(output, ctx), ctx.usage, ctx.id, ctx.degraded, ctx.calls)
+    result = RunResult(output, text, ctx.usage, ctx.id, ctx.degraded, ctx.calls)
     ctx.emit(
         events.RunFinished(
             run=ctx.id,
@@ -106,10 +107,15 @@ def _failed(ctx: Context, armed: Armed | None, error: BaseException) -> BaseExce
     if armed is None:
         return error
     ours = Timers.of(ctx.loop).disarm(armed)
-    if armed.delivered and ours and isinstance(error, asyncio.CancelledError):
+    # A cleanup that failed is how it ended because of the deadline, too.
+    if armed.delivered and ours and isinstance(error, Exception | asyncio.CancelledError):
+        if isinstance(error, DeadlineExceeded) and error.scope == "run":
+            return error
         seconds = ctx.counters.limits.seconds
         raised = DeadlineExceeded(f"the run's deadline of {seconds:g} s is over", scope="run")
         raised.__cause__ = error
+        if isinstance(error, Exception):
+            raised.add_note(f"what was running then failed: {describe(error)}")
         return raised
     return error
 

@@ -56,6 +56,7 @@ _BOUNDS = {
 }
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
 _ARRAYS = ("ListType", "SetType", "FrozenSetType", "VarTupleType", "CollectionType")
+_NO_KEYS = ("NoneType", "BoolType", "TupleType", "DictType")
 _OBJECTS = ("StructType", "DataclassType", "TypedDictType", "NamedTupleType")
 _UNTAGGED = ("all Struct types must be tagged", "more than one dataclass", "more than one dict-like")
 """What msgspec says of unions in which nothing tells two objects apart."""
@@ -128,6 +129,7 @@ class Schemas:
         if kind == "TupleType":
             return _fixed_array([("", self._schema(item)) for item in info.item_types])
         if kind == "DictType":
+            _check_key(info.key_type)
             values = self._schema(info.value_type)
             return _constrained({"type": "object", "additionalProperties": values or True}, info)
         if kind == "UnionType":
@@ -188,6 +190,23 @@ class Schemas:
         while name in self._definitions:
             name, number = f"{base}_{number}", number + 1
         return name
+
+
+def _check_key(info: Any) -> None:
+    if not _is_key(info):
+        # msgspec finds out only when it reads one.
+        raise TypeError(
+            "the keys of a dict are text in JSON, and no text becomes bool, None, a list or an object"
+        )
+
+
+def _is_key(info: Any) -> bool:
+    kind = type(info).__name__
+    if kind == "Metadata":
+        return _is_key(info.type)
+    if kind == "UnionType":
+        return any(_is_key(member) for member in info.types)
+    return kind not in _NO_KEYS and kind not in _ARRAYS and kind not in _OBJECTS
 
 
 def _constrained(schema: dict[str, Any], info: Any) -> dict[str, Any]:

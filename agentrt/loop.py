@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from agentrt import events
+from agentrt.agent import instructions_of
 from agentrt.call import UNBOUNDED
 from agentrt.context import Context
 from agentrt.errors import (
@@ -80,7 +81,10 @@ async def _ask(ctx: Context, request: ModelRequest, targets: tuple[str, ...]) ->
                     response = item.response
                 case _:
                     pass
-    assert response is not None, "a model's stream ends with Finished"
+    if response is None:
+        raise TypeError(
+            f"the stream of {targets[0]} ended without `Finished`, the last item of a model's stream"
+        )
     return response
 
 
@@ -96,8 +100,7 @@ def _answer(ctx: Context, request: ModelRequest, response: ModelResponse) -> Any
 
 
 def _system(agent: Agent, ctx: Context) -> list[Message]:
-    instructions = agent.instructions
-    text: Any = instructions(ctx) if callable(instructions) else instructions
+    text = instructions_of(agent, ctx)
     if not isinstance(text, str):
         if inspect.iscoroutine(text):
             text.close()

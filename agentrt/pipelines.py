@@ -6,7 +6,7 @@ stage, and each stage keeps its state per target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
@@ -17,7 +17,7 @@ from agentrt.errors import ConfigError
 from agentrt.middleware.defaults import DEADLINES, STAGES, default_deadline, default_options
 from agentrt.middleware.retry_budget import RetryBudget
 from agentrt.middleware.telemetry import Telemetry, Tracing
-from agentrt.order import ORDER, check_stage
+from agentrt.order import ORDER, check_stage, stage_name
 from agentrt.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -145,6 +145,27 @@ class Pipelines:
             pipeline = pipeline.place(placement.stage, outside=placement.outside, inside=placement.inside)
         return pipeline
 
+    def without_effect(self, agent: Any, agent_name: str, tools: Collection[str]) -> list[str]:
+        """Registered stages that no call of `agent` with these `tools` goes through, one sentence each. Of one that
+        declares no tools nobody knows which it calls."""
+        own = [_as_placement(entry, agent=agent_name) for entry in getattr(agent, "middleware", ())]
+        said = []
+        for placement in (*self._placements, *own):
+            stage = stage_name(placement.stage)
+            if placement.agent not in (None, agent_name):
+                hint = _did_you_mean(placement.agent, [agent_name])
+                said.append(
+                    f"the stage {stage} is for the agent {placement.agent!r}, so nothing of {agent_name} goes through "
+                    f"it{hint}"
+                )
+            elif placement.tool is not None and tools and placement.tool not in tools:
+                hint = _did_you_mean(placement.tool, tools)
+                said.append(
+                    f"the stage {stage} is for the tool {placement.tool!r}, and {agent_name} declares none of that "
+                    f"name{hint}"
+                )
+        return said
+
     # --- inside ----------------------------------------------------------------------------------------
 
     def _stages(
@@ -208,11 +229,17 @@ def _check_kind(kind: object) -> None:
         return
     if not isinstance(kind, str):
         raise ConfigError(f"kind must be a name such as {', '.join(map(repr, KINDS))}, not {kind!r}")
+    hint = _did_you_mean(kind, KINDS)
+    if hint:
+        raise ConfigError(f"no call has the kind {kind!r}{hint}")
+
+
+def _did_you_mean(name: str | None, known: Collection[str]) -> str:
+    """A suggestion to follow `name`, or nothing."""
     import difflib
 
-    near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.75)
-    if near:
-        raise ConfigError(f"no call has the kind {kind!r}; did you mean {near[0]!r}?")
+    near = difflib.get_close_matches(name or "", known, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _as_placement(entry: Any, **narrowed: str) -> Placement:

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from agentrt.events import Event, Sink
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agentrt.events import Event, ReasoningDelta, RunFailed, Sink, TextDelta
 
 if TYPE_CHECKING:
     from agentrt.execution import RunResult
 
 __all__ = ["RunStream"]
 
+FINE = 1000
+"""While so many events wait to be read, text that follows text is joined to it."""
+
+PIECE = 4096
+"""Characters from which a joined piece of text is long enough."""
+
 
 class RunStream:
     """`async with` starts the run; iterating gives its events; leaving the block cancels and awaits the run.
 
-    A run that fails gives its run_failed event and then raises its error from the iteration.
+    A run that fails gives its run_failed event and then raises its error from the iteration. The run never waits for
+    whoever reads. While more than 1000 events are unread, deltas of one run are joined to pieces of a few thousand
+    characters: nothing is lost, and what waits is no more than what was said and one event for each thing that was
+    done.
     """
 
     def __init__(self, start: Callable[[Sink], Awaitable[RunResult]]) -> None:
         self._start = start
-        self._events: deque[Event] = deque()
+        self._events: deque[_Unread] = deque()
+        self._tails: dict[str, _Unread] = {}
+        """By run the unread delta that nothing of the same run has followed."""
+        self._has_begun = False
         self._task: asyncio.Task[RunResult] | None = None
         self._wake: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -82,34 +98,79 @@ class RunStream:
         return self
 
     async def __anext__(self) -> Event:
-        assert self._task is not None, "use `async with` first"
-        assert self._wake is not None
+        task, wake = self._task, self._wake
+        if task is None or wake is None:
+            raise RuntimeError(
+                "the run has not been started: `async with runtime.stream(...) as run` does it"
+            )
         while not self._events:
-            if self._task.done():
-                if not self._raised and not self._task.cancelled() and self._task.exception() is not None:
+            if task.done():
+                if not self._has_begun:
+                    self._has_begun = True
+                    return _never_began(task)
+                if not self._raised:
                     self._raised = True
-                    self._task.result()
-                if self._task.cancelled() and not self._raised:
-                    self._raised = True
-                    raise asyncio.CancelledError
+                    task.result()  # raises the run's error
                 raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-        return self._events.popleft()
+            wake.clear()
+            await wake.wait()
+        unread = self._events.popleft()
+        if self._tails.get(unread.event.run) is unread:
+            del self._tails[unread.event.run]
+        return unread.event
 
     async def _run(self) -> RunResult:
         return await self._start(self._emit)
 
     def _emit(self, event: Event) -> None:
-        self._events.append(event)
-        if self._wake is None or self._loop is None:
-            return
+        assert self._loop is not None
         if asyncio._get_running_loop() is self._loop:
-            self._wake.set()
+            self._put(event)
         else:
-            # A sync tool tells something from its worker thread.
-            self._loop.call_soon_threadsafe(self._wake.set)
+            # A sync tool tells something from its worker thread, which may outlive the loop.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._put, event)
+
+    def _put(self, event: Event) -> None:
+        assert self._task is not None
+        assert self._wake is not None
+        if self._task.done():
+            return  # of something that the run left behind: its last event was the last one
+        self._has_begun = True
+        unread = _Unread(event)
+        if isinstance(event, TextDelta | ReasoningDelta):
+            tail = self._tails.get(event.run)
+            if tail is not None and len(self._events) >= FINE and tail.takes(event):
+                return
+            self._tails[event.run] = unread
+        else:
+            self._tails.pop(event.run, None)
+        self._events.append(unread)
+        self._wake.set()
 
     def _ended(self, task: asyncio.Task[RunResult]) -> None:
         if self._wake is not None:
             self._wake.set()
+
+
+class _Unread(Struct, eq=False):
+    """An event that nobody has read yet."""
+
+    event: Event
+
+    def takes(self, more: TextDelta | ReasoningDelta) -> bool:
+        """Join `more` to this event, if it is of the same sort and still short."""
+        event = self.event
+        if not isinstance(event, TextDelta | ReasoningDelta) or type(event) is not type(more):
+            return False
+        if len(event.text) >= PIECE:
+            return False
+        self.event = replace(event, text=event.text + more.text)
+        return True
+
+
+def _never_began(task: asyncio.Task[RunResult]) -> Event:
+    """The only event of a run that failed before it had a context and an id."""
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    assert error is not None, "a run that returns has begun"
+    return RunFailed(run="", at=0.0, error=type(error).__name__, message=str(error), seconds=0.0)

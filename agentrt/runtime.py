@@ -24,9 +24,10 @@ from agentrt.agent import Agent
 from agentrt.call import UNBOUNDED, Middleware
 from agentrt.clients import Clients
 from agentrt.clock import Clock, reader
+from agentrt.closing import Closer, close_all
 from agentrt.config import Config
 from agentrt.context import Context
-from agentrt.errors import AgentrtError, ConfigError
+from agentrt.errors import ConfigError
 from agentrt.execution import RunResult, execute
 from agentrt.hosting import Hosted, Stay, host
 from agentrt.limits import Counters, Limits
@@ -49,14 +50,8 @@ __all__ = ["RunResult", "Runtime"]
 T = TypeVar("T")
 
 DEFAULT_MEMORY = Path(".agentrt") / "memory.db"
-CLOSE_SECONDS = 5.0
-LAST_MOMENT = 0.1
-"""Seconds that what does not close in its time has, once it is cancelled."""
-
 MAX_HOSTED = 1000
 """Functions and instances that are kept ready to run; classes and what has `__aenter__` are all kept."""
-
-Closer = tuple[str, Callable[[], Awaitable[object]]]
 
 
 class Runtime:
@@ -260,7 +255,7 @@ class Runtime:
             closers.append(("the secrets", self._secrets.aclose))
         self._stays, self._hosted, self._passing, self._opened = {}, {}, {}, []
         try:
-            await _close(closers)
+            await close_all(closers)
         finally:
             self._memory = None
 
@@ -335,6 +330,11 @@ class Runtime:
             self._secrets = SecretsManager.from_config(self.config, self.invoke, host=self._plugin_host)
         return (await self._secrets.get(name)).reveal()
 
+    async def check_model(self, target: str) -> None:
+        """Raise what the first request to a model would fail with before it is sent: no such plugin, no key, no
+        weights. Nothing goes to the provider."""
+        await self._clients.check(target)
+
     async def invoke(
         self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
     ) -> T:
@@ -361,6 +361,13 @@ class Runtime:
                 pipelines.append((f"tool:{name}", build("tool", tool=tool, targets=())))
         pipelines += [(kind, build(kind, tool=None, targets=())) for kind in ("memory", "secret", "call")]
         return pipelines
+
+    def stages_without_effect(self, agent: Any) -> list[str]:
+        """Registered stages for another agent or for tools that `agent` does not declare, one sentence each. They may
+        be meant for an agent that it runs, or for a tool that only its code knows."""
+        subject = agent.subject if isinstance(agent, Hosted) else host(agent).subject
+        tools = self.tools_of(subject) if getattr(subject, "tools", None) else {}
+        return self._pipelines.without_effect(subject, _agent_name(subject), tools)
 
     def output_parser(self, output: Any) -> tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]:
         """JSON Schema, name and decoder of an output type; made once per type."""
@@ -427,48 +434,6 @@ class Runtime:
         own = getattr(agent, "limits", None) or Limits()
         defaults = {**asdict(own), "seconds": self.config.run.timeout_or(own.seconds)}
         return self.config.make(Limits, "run", "limits", defaults=defaults)
-
-
-async def _close(closers: list[Closer]) -> None:
-    """Close one after the other. Whatever hangs has half of the time that is left, the last one all of it, and is
-    then cancelled; what goes on even so is left behind: closing ends in time."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + CLOSE_SECONDS
-    late: list[str] = []
-    problems: list[BaseException] = []
-    interrupted: asyncio.CancelledError | None = None
-    for following, (name, close) in zip(reversed(range(len(closers))), closers, strict=True):
-        task = asyncio.ensure_future(close())
-        rest = max(0.0, end - loop.time())
-        try:
-            await asyncio.wait([task], timeout=rest / 2 if following else max(0.0, rest - LAST_MOMENT))
-            if not task.done():
-                late.append(name)
-                task.cancel()
-                await asyncio.wait([task], timeout=min(LAST_MOMENT, rest))
-        except asyncio.CancelledError as error:
-            # The caller will not wait any longer; each of the others has a chance to do what takes no time.
-            interrupted, end = error, loop.time()
-            task.cancel()
-            await asyncio.wait([task], timeout=LAST_MOMENT)
-        task.add_done_callback(_seen)
-        if task.done() and not task.cancelled() and (problem := task.exception()) is not None:
-            problems.append(problem)
-    if interrupted is not None:
-        raise interrupted
-    if late:
-        raise AgentrtError(
-            f"closing the runtime: {', '.join(late)} did not end in time; all of it has {CLOSE_SECONDS:g} s"
-        ) from (problems[0] if problems else None)
-    if problems:
-        for other in problems[1:]:
-            problems[0].add_note(f"closing failed as well: {type(other).__name__}: {other}")
-        raise problems[0]
-
-
-def _seen(task: asyncio.Future[object]) -> None:
-    if not task.cancelled():
-        task.exception()
 
 
 class _Host:

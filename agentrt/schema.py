@@ -326,8 +326,10 @@ _ARTICLES = {"array": "an array", "str": "a string", "int": "a number", "float":
 
 def _split_path(text: str) -> tuple[str, str]:
     """msgspec's message and the path at its end ("" for the whole)."""
-    match = re.fullmatch(r"(.*) - at `(?:key in )?(\$.*)`", text, re.DOTALL)
-    return (match[1], match[2]) if match else (text, "")
+    match = re.fullmatch(r"(.*) - at (`key` in )?`(\$.*)`", text, re.DOTALL)
+    if match is None:
+        return text, ""
+    return (f"a key is wrong, {_plain(match[1])}" if match[2] else match[1]), match[3]
 
 
 def _plain(problem: str) -> str:

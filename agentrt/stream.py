@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -45,7 +45,7 @@ class Stream(Generic[T]):
         "_labels",
         "_limit",
         "_loop",
-        "_observe",
+        "_observers",
         "_on_settle",
         "_settled",
         "_source",
@@ -57,7 +57,7 @@ class Stream(Generic[T]):
         self._limit: PullLimit | None = None
         self._on_settle: list[Settled] = []
         self._labels: list[Callable[[BaseException], None]] = []
-        self._observe: Callable[[T], None] | None = None
+        self._observers: tuple[Callable[[T], None], ...] = ()
         self._settled = False
         self._loop = asyncio.get_running_loop()
         # A stream may be opened by a task that is being cancelled already (its cleanup reports somewhere).
@@ -86,6 +86,16 @@ class Stream(Generic[T]):
             await _close_after(source, error)
             raise
 
+    @classmethod
+    def of(cls, value: T) -> Stream[T]:
+        """A stream of one item, for whoever has the whole answer already."""
+        return cls(_nothing(), head=deque([value]))
+
+    def unfold(self, into: Callable[[T], Iterable[T]]) -> None:
+        """Put other items in the place of those that wait to be handed out: a value that was served instead of a
+        stream is one item, however a stream of its kind would say it."""
+        self._head = deque(item for waiting in self._head for item in into(waiting))
+
     def on_settle(self, callback: Settled) -> None:
         """Call `callback` when the stream settles; stages register from the inside outwards."""
         self._on_settle.append(callback)
@@ -101,8 +111,8 @@ class Stream(Generic[T]):
         self._labels.append(label)
 
     def observe(self, see: Callable[[T], None]) -> None:
-        """Let the terminal see each item as it is handed out (it notes the usage at the end)."""
-        self._observe = see
+        """Call `see` with each item as it is handed out; those who asked first see it first."""
+        self._observers += (see,)
 
     def __aiter__(self) -> Stream[T]:
         return self
@@ -110,8 +120,8 @@ class Stream(Generic[T]):
     async def __anext__(self) -> T:
         if self._head:
             item = self._head.popleft()
-            if self._observe is not None:
-                self._observe(item)
+            for see in self._observers:
+                see(item)
             return item
         source = self._source
         if source is None:
@@ -137,8 +147,8 @@ class Stream(Generic[T]):
             raise raised from raised.__cause__
         if limit is not None:
             limit.disarm(token)
-        if self._observe is not None:
-            self._observe(item)
+        for see in self._observers:
+            see(item)
         return item
 
     def _pull_failed(self, limit: PullLimit | None, token: Any, error: BaseException) -> BaseException:
@@ -225,6 +235,11 @@ async def close_source(source: AsyncIterator[Any]) -> None:
     close = getattr(source, "aclose", None)
     if close is not None:
         await close()
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    return
+    yield
 
 
 async def _close_after(source: AsyncIterator[Any], error: BaseException) -> None:

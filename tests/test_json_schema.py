@@ -95,6 +95,11 @@ class Checked:
 class Arbitrary: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    x: int
+
+
 def schema(annotation: Any) -> dict[str, Any]:
     """The schema of one type, as the property `x` of an object shows it."""
     schemas = Schemas()
@@ -132,6 +137,9 @@ def schema(annotation: Any) -> dict[str, Any]:
         (tuple[int, int], {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}),
         (tuple[()], {"type": "array", "items": {}, "minItems": 0, "maxItems": 0}),
         (dict[str, int], {"type": "object", "additionalProperties": {"type": "integer"}}),
+        (dict[uuid.UUID, int], {"type": "object", "additionalProperties": {"type": "integer"}}),
+        (dict[int | None, int], {"type": "object", "additionalProperties": {"type": "integer"}}),
+        (dict[Any, int], {"type": "object", "additionalProperties": {"type": "integer"}}),
         (Mapping[str, Any], {"type": "object", "additionalProperties": True}),
         (
             Annotated[int, msgspec.Meta(ge=1, lt=9, multiple_of=2, description="some")],
@@ -262,6 +270,12 @@ def test_a_default_without_a_json_form_is_left_out() -> None:
         (type[int], "`type"),
         (str | datetime.date, "more than one str-like type"),
         (list[int] | set[int], "more than one array-like"),
+        (dict[bool, int], "the keys of a dict are text in JSON"),
+        (dict[tuple[int, str], int], "the keys of a dict are text in JSON"),
+        (list[dict[bool | None, int]], "the keys of a dict are text in JSON"),
+        (dict[frozenset[int], int], "the keys of a dict are text in JSON"),
+        (dict[Annotated[bool, msgspec.Meta(description="d")], int], "the keys of a dict are text in JSON"),
+        (dict[Frozen, int], "the keys of a dict are text in JSON"),
         (Literal[1.5], "Literal may only contain"),
         (enum.Enum("Mixed", {"A": 1.5}), "either all str or all int"),
         (dataclasses.make_dataclass("Bad", [("a", "Nowhere")]), "Nowhere"),

@@ -249,6 +249,25 @@ def test_what_does_not_fit_is_told_precisely(sent: dict[str, Any], message: str)
         assert caught.value.argument == next(iter(sent))
 
 
+def counted(scores: dict[int, int], by_id: dict[str, dict[uuid.UUID, int]] | None = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ('{"scores": {"a": 1}}', "argument `scores`: a key is wrong, expected int, got str at $.scores"),
+        (
+            '{"scores": {}, "by_id": {"q": {"a": 1}}}',
+            "argument `by_id`: a key is wrong, invalid UUID at $.by_id[...]",
+        ),
+    ],
+)
+def test_a_key_that_does_not_fit_is_told_precisely(sent: str, message: str) -> None:
+    with pytest.raises(ToolArgumentError) as caught:
+        arguments(counted).decode(sent)
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from agentrt.agent import Agent
-from agentrt.cli.model_targets import called_targets, check_model, declared_models
+from agentrt.cli.model_targets import called_targets, declared_models
 from agentrt.cli.project import Project, make_runtime, project_options, read_config
 from agentrt.cli.report import OK, USAGE, UserCodeError, traceback_lines, wants_full_traceback
 from agentrt.cli.target import load_target
@@ -187,6 +187,8 @@ async def _check_agent(runtime: Runtime, hosted: Hosted, findings: Findings) -> 
         if pipelines is None:
             return
         findings.ok("pipelines", f"{len(pipelines)}: {', '.join(name for name, _ in pipelines)}")
+        for sentence in runtime.stages_without_effect(hosted):
+            findings.warning("pipelines", sentence)
         for name, pipeline in pipelines:
             for problem in pipeline.problems():
                 findings.warning("pipelines", f"{name}: {problem}")
@@ -208,7 +210,7 @@ def _check_declarations(runtime: Runtime, agent: Agent, findings: Findings) -> b
 async def _check_models(runtime: Runtime, models: list[str], findings: Findings) -> None:
     for model in models:
         try:
-            await check_model(runtime, model)
+            await runtime.check_model(model)
         except Exception as error:
             findings.failed("model", error)
         else:

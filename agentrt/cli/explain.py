@@ -71,6 +71,8 @@ def explain(
     for label, pipeline in pipelines:
         for problem in pipeline.problems():
             terminal.warning(f"{label}: {problem}")
+    for sentence in runtime.stages_without_effect(hosted):
+        terminal.warning(sentence)
     onions = _grouped(_onions(pipelines, runtime, every=every or json_wanted))
     onions = _chosen(onions, hosted.name, kind, tool)
     if json_wanted:

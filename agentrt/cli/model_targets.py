@@ -12,7 +12,7 @@ from agentrt.order import stage_name
 from agentrt.pipeline import Pipeline
 from agentrt.runtime import Runtime
 
-__all__ = ["called_targets", "check_can_answer", "check_model", "declared_models"]
+__all__ = ["called_targets", "check_can_answer", "declared_models"]
 
 
 def called_targets(pipeline: Pipeline) -> list[str]:
@@ -55,7 +55,7 @@ async def check_can_answer(runtime: Runtime, hosted: Hosted) -> None:
     failures: list[Exception] = []
     for target in called_targets(dict(runtime.explain(hosted))["model"]):
         try:
-            await check_model(runtime, target)
+            await runtime.check_model(target)
         except (ConfigError, PluginError, PermanentError) as error:
             failures.append(error)
         else:
@@ -64,28 +64,3 @@ async def check_can_answer(runtime: Runtime, hosted: Hosted) -> None:
     for failure in failures[1:]:
         unusable.add_note(f"nor can the next one be asked: {failure}")
     raise unusable
-
-
-async def check_model(runtime: Runtime, model: str) -> None:
-    """Raise what the first request to `model` would fail with before it is sent, if anything.
-
-    It is done on a client of its own, which is never opened.
-    """
-    from agentrt.models.credential import Credential
-    from agentrt.models.local import Local
-    from agentrt.models.local import _find as find_weights
-
-    prefix, colon, name = model.partition(":")
-    if not colon or not name:
-        raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {model!r}')
-    client = runtime.config.model(prefix).make()
-    check = getattr(client, "check", None)
-    if check is not None:
-        await check(name)
-        return
-    if isinstance(client, Local):
-        find_weights(name)
-    credential = getattr(client, "_credential", None)
-    if isinstance(credential, Credential):
-        credential.open(runtime._plugin_host)
-        await credential.get()

@@ -48,6 +48,7 @@ class Answer:
     def result(self, result: RunResult) -> None:
         if result.text:
             self._terminal.line(result.text)
+        note_nothing(result, self._terminal)
 
     def failed(self, error: BaseException) -> None:
         pass
@@ -90,6 +91,8 @@ class Text:
             self._terminal.end_line()
             self._terminal.write(result.text)
         self._terminal.end_line()
+        if not shown:
+            note_nothing(result, self._terminal)
 
     def failed(self, error: BaseException) -> None:
         self._terminal.end_line()
@@ -134,6 +137,12 @@ def remark(event: events.Event, terminal: Terminal) -> None:
             terminal.note(f"{event.target}: waited {event.seconds:.0f} s ({event.stage})")
         case _:
             pass
+
+
+def note_nothing(result: RunResult, terminal: Terminal) -> None:
+    """An agent may return None, and nothing is printed then; whoever sits there may wonder whether it ran."""
+    if result.output is None and terminal.is_watched:
+        terminal.note("(the agent returned None)")
 
 
 def _is_same(shown: str, result: RunResult) -> bool:

@@ -219,7 +219,7 @@ class TimeWindow(Window):
 
 
 class StreakWindow(Window):
-    """Consecutive failures, the simple form; a good call starts the count anew."""
+    """Consecutive failures and slow calls, the simple form; a good call starts the count anew."""
 
     __slots__ = ("_threshold",)
 

@@ -51,9 +51,11 @@ class CircuitBreaker:
 
     `failure_rate` (0.5): opens when this part of the calls in the window failed, exactly that part included,
     once there are `minimum_calls` (10). The window is the last `window_seconds` (60), or the last `window_calls`
-    if given. `failure_threshold`: the simple form, opens after that many consecutive failures, instead of
-    the rate. `slow_call` (s) and `slow_rate` (1.0 if only `slow_call` is given): opens when that part of the
+    if given. `slow_call` (s) and `slow_rate` (1.0 if only `slow_call` is given): opens when that part of the
     calls took at least that long.
+
+    `failure_threshold`: the simple form, opens after that many consecutive failures, instead of the rates. There a
+    call that took `slow_call` is a bad one like any failure: it counts, and does not start the count anew.
 
     Open, it refuses with `CircuitOpen(retry_after)` for `reset_timeout` (30 s, or a function of the number of
     breaks in a row, see `exponential_break`). Then up to `probes` (1) calls at a time are let through;
@@ -100,6 +102,11 @@ class CircuitBreaker:
         self.slow_call = None if slow_call is None else options.seconds("slow_call", slow_call)
         if slow_rate is not None and slow_call is None:
             raise ConfigError("slow_rate needs slow_call, the number of seconds from which a call is slow")
+        if slow_rate is not None and failure_threshold is not None:
+            raise ConfigError(
+                "slow_rate has no effect with failure_threshold, which counts consecutive calls that fail or are slow: "
+                "leave one of them out"
+            )
         self.slow_rate = None if slow_rate is None else options.fraction("slow_rate", slow_rate)
         self.probes = options.count("probes", probes)
         self.max_half_open_wait = (

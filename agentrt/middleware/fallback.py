@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -194,7 +193,7 @@ class _Turns:
             return value
         if hasattr(value, "__aiter__"):
             return await Stream.open(value.__aiter__())
-        return Stream(_nothing(), head=deque([value]))
+        return Stream.of(value)
 
 
 def _last_real(failures: Sequence[tuple[str, Exception]]) -> Exception:
@@ -240,8 +239,3 @@ def _with_function(request: Any, function: Callable[..., Any]) -> Any:
     if callable(request):
         return function
     raise ConfigError("an async function as a fallback target needs a pipeline that calls functions")
-
-
-async def _nothing() -> AsyncIterator[Any]:
-    return
-    yield

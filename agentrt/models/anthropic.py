@@ -15,11 +15,11 @@ from agentrt.models.anthropic_request import OutputMode, encode, output_tool
 from agentrt.models.collect import Answer
 from agentrt.models.credential import Credential
 from agentrt.models.failures import Provider, in_band, misfit
-from agentrt.models.http import Http, check_url, host_of
+from agentrt.models.http import check_url, host_of
+from agentrt.models.http_client import HttpClient
 from agentrt.models.protocol import (
     Finished,
     FinishReason,
-    Host,
     ModelRequest,
     ModelResponse,
     StreamItem,
@@ -32,7 +32,7 @@ DEFAULT_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
 
 
-class Anthropic:
+class Anthropic(HttpClient):
     """A client of the messages wire.
 
     `base_url` (ANTHROPIC_BASE_URL, https://api.anthropic.com): up to and without `/v1/messages`. `api_key`
@@ -66,38 +66,19 @@ class Anthropic:
             "base_url" if base_url else "ANTHROPIC_BASE_URL",
         ).removesuffix("/v1")
         host = host_of(url)
-        self._provider = Provider(self.name, host, key_setting, url_setting)
-        self._credential = Credential(
-            os.environ.get("ANTHROPIC_API_KEY") if api_key is None else api_key,
-            owner=self.name,
-            setting=key_setting,
-            required=host.rpartition(":")[0] == "api.anthropic.com",
-        )
-        self._http = Http(
-            self._provider,
+        super().__init__(
+            provider=Provider(self.name, host, key_setting, url_setting),
+            credential=Credential(
+                os.environ.get("ANTHROPIC_API_KEY") if api_key is None else api_key,
+                owner=self.name,
+                setting=key_setting,
+                required=host.rpartition(":")[0] == "api.anthropic.com",
+            ),
             url=f"{url}/v1/messages",
             headers={"anthropic-version": VERSION} | (headers or {}),
-            credential=self._credential,
             authorization=_x_api_key,
+            is_usual=url == DEFAULT_URL,
         )
-        self._suffix = "" if url == DEFAULT_URL else f"@{host}"
-
-    async def open(self, host: Host) -> None:
-        """Take `host` for what only the runtime knows: the values of secret references."""
-        self._credential.open(host)
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._http.aclose()
-
-    def identity(self, model: str) -> str:
-        """Host and credential: what a provider throttles together."""
-        del model
-        return f"{self._provider.host}#{self._credential.id}"
-
-    def target(self, model: str) -> str:
-        """`anthropic:MODEL`, with the host if it is not Anthropic's own."""
-        return f"{self.name}:{model}{self._suffix}"
 
     async def complete(self, request: ModelRequest, /) -> ModelResponse:
         """One whole answer."""

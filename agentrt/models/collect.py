@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from typing import Any
 
 import msgspec
 
 from agentrt.models.protocol import (
     FilePart,
+    Finished,
     FinishReason,
     ImagePart,
     ModelRequest,
     ModelResponse,
     ReasoningDelta,
+    StreamItem,
     TextDelta,
     TextPart,
     ToolCall,
@@ -22,7 +24,7 @@ from agentrt.models.protocol import (
     Usage,
 )
 
-__all__ = ["Answer", "estimate", "new_call_id"]
+__all__ = ["Answer", "estimate", "new_call_id", "pieces"]
 
 CHARS_PER_TOKEN = 4
 TOKENS_PER_IMAGE = 1000
@@ -112,9 +114,24 @@ class Answer:
         return msgspec.structs.replace(response, usage=usage)
 
 
+def pieces(item: StreamItem | ModelResponse) -> list[StreamItem]:
+    """What a stream would say: the item itself, or those of a whole answer that stands in for a stream."""
+    if isinstance(item, StreamItem):
+        return [item]
+    if not isinstance(item, ModelResponse):
+        raise TypeError(
+            f"{item!r} was served instead of a model's answer; a default or a stage of your own gives a ModelResponse"
+        )
+    said: list[StreamItem] = [ReasoningDelta(item.reasoning)] if item.reasoning else []
+    said += [TextDelta(item.text)] if item.text else []
+    for index, call in enumerate(item.tool_calls):
+        said.append(ToolCallDelta(index, call.id, call.name, call.arguments))
+    return [*said, Finished(item)]
+
+
 def new_call_id() -> str:
     """An id for a tool call to which the provider gave none; ids are unique within a conversation."""
-    return f"call_{secrets.token_hex(8)}"
+    return f"call_{os.urandom(8).hex()}"
 
 
 def estimate(request: ModelRequest, response: ModelResponse) -> Usage:

@@ -17,7 +17,7 @@ from agentrt import options
 from agentrt.errors import ConfigError, TransientError
 from agentrt.models import weights
 from agentrt.models.openai import OpenAI
-from agentrt.models.protocol import ModelRequest, ModelResponse, StreamItem
+from agentrt.models.protocol import Host, ModelRequest, ModelResponse, StreamItem
 
 __all__ = ["Local"]
 
@@ -51,6 +51,11 @@ class Local:
         self._max_tokens = options.count("max_tokens", max_tokens)
         self._start_seconds = options.seconds("start_seconds", start_seconds)
         self._servers: dict[str, asyncio.Task[_Server]] = {}
+
+    async def check(self, model: str, host: Host) -> None:
+        """Raise ConfigError if the model's weights, or what runs them, are not here."""
+        del host
+        await asyncio.to_thread(_find, model)
 
     def identity(self, model: str) -> str:
         return f"local:{model}"

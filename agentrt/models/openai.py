@@ -15,12 +15,12 @@ from agentrt.models import json_tools
 from agentrt.models.collect import Answer
 from agentrt.models.credential import Credential
 from agentrt.models.failures import Provider, in_band, misfit
-from agentrt.models.http import Http, check_url, host_of
+from agentrt.models.http import check_url, host_of
+from agentrt.models.http_client import HttpClient
 from agentrt.models.openai_request import encode
 from agentrt.models.protocol import (
     Finished,
     FinishReason,
-    Host,
     ModelRequest,
     ModelResponse,
     StreamItem,
@@ -34,7 +34,7 @@ DEFAULT_URL = "https://api.openai.com/v1"
 ToolMode = Literal["native", "json_schema"]
 
 
-class OpenAI:
+class OpenAI(HttpClient):
     """A client of the chat completions wire.
 
     `base_url` (OPENAI_BASE_URL, https://api.openai.com/v1): up to and without `/chat/completions`. `api_key`
@@ -66,45 +66,26 @@ class OpenAI:
             "base_url" if base_url else "OPENAI_BASE_URL",
         )
         host = host_of(url)
-        self._provider = Provider(self.name, host, key_setting, url_setting)
         name = host.rpartition(":")[0]
-        self._official = name.endswith((".openai.com", ".openai.azure.com"))
-        self._credential = Credential(
-            os.environ.get("OPENAI_API_KEY") if api_key is None else api_key,
-            owner=self.name,
-            setting=key_setting,
-            required=name == "api.openai.com",
-        )
         sent = {
             "openai-organization": organization or os.environ.get("OPENAI_ORG_ID") or "",
             "openai-project": project or os.environ.get("OPENAI_PROJECT_ID") or "",
         }
-        self._http = Http(
-            self._provider,
+        super().__init__(
+            provider=Provider(self.name, host, key_setting, url_setting),
+            credential=Credential(
+                os.environ.get("OPENAI_API_KEY") if api_key is None else api_key,
+                owner=self.name,
+                setting=key_setting,
+                required=name == "api.openai.com",
+            ),
             url=f"{url}/chat/completions",
             headers={key: value for key, value in sent.items() if value} | (headers or {}),
-            credential=self._credential,
             authorization=_bearer,
+            is_usual=url == DEFAULT_URL,
         )
+        self._official = name.endswith((".openai.com", ".openai.azure.com"))
         self._json_tools = tool_mode == "json_schema"
-        self._suffix = "" if url == DEFAULT_URL else f"@{host}"
-
-    async def open(self, host: Host) -> None:
-        """Take `host` for what only the runtime knows: the values of secret references."""
-        self._credential.open(host)
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._http.aclose()
-
-    def identity(self, model: str) -> str:
-        """Host and credential: what a provider throttles together."""
-        del model
-        return f"{self._provider.host}#{self._credential.id}"
-
-    def target(self, model: str) -> str:
-        """`openai:MODEL`, with the host if it is not OpenAI's own."""
-        return f"{self.name}:{model}{self._suffix}"
 
     async def complete(self, request: ModelRequest, /) -> ModelResponse:
         """One whole answer."""

@@ -227,6 +227,8 @@ class ModelClient(Protocol):
     """Talks to one provider. The constructor's keyword-only parameters are its options in `[models.PREFIX]`.
 
     Optional: `async def open(self, host: Host)` before the first request, `async def aclose(self)` at the end;
+    `async def check(self, model: str, host: Host)`: raises what a request to that model would fail with before it is
+    sent (no key, no weights); it is called before `open`, and sends nothing to the provider;
     `identity(model) -> str`: what stands for host and credential (never a secret's value), the same for all calls that
     a provider throttles together; `target(model) -> str`: the name of what an attempt goes to.
     """

@@ -25,6 +25,7 @@ from agentrt.models.collect import estimate, new_call_id
 from agentrt.models.protocol import (
     Finished,
     FinishReason,
+    Host,
     ModelRequest,
     ModelResponse,
     ReasoningDelta,
@@ -137,6 +138,11 @@ class Scripted:
         """Register the steps of `scripted:NAME`, in place of any earlier ones, and return the script."""
         script = cls._scripts[name] = Script(name, steps, repeat=repeat)
         return script
+
+    async def check(self, model: str, host: Host) -> None:
+        """Raise ConfigError if there is no such script, or its file cannot be read."""
+        del host
+        self._find(model)
 
     def identity(self, model: str) -> str:
         return f"scripted:{model}"

@@ -20,7 +20,7 @@ from agentrt.call import (
 from agentrt.telemetry.caps import attribute_value
 from agentrt.telemetry.conventions import Described, describe, error_type
 from agentrt.telemetry.signals import Attributes, Span, SpanEvent
-from agentrt.telemetry.tracing import LiveSpan, exception_attributes
+from agentrt.telemetry.tracing import LiveSpan, UserSpan, exception_attributes
 
 __all__ = ["call_spans", "own_span", "run_span"]
 
@@ -55,7 +55,8 @@ def call_spans(call: Call[Any], live: LiveSpan, offset: int) -> Iterator[Span]:
     end_ns = int(ended * 1e9) + offset
     if record.first_item is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = record.first_item - record.started
-    status, message, events = "unset", "", ()
+    status, message = "unset", ""
+    events: tuple[SpanEvent, ...] = ()
     attempts: list[Attempt] = []
     error = record.error
     if error is not None or record.noted is not None:
@@ -103,7 +104,8 @@ def run_span(
     error: BaseException | None,
 ) -> Span:
     """The span of a run."""
-    status, message, events = "unset", "", ()
+    status, message = "unset", ""
+    events: tuple[SpanEvent, ...] = ()
     if error is not None:
         status, message = "error", _message(error)
         attributes["error.type"] = error_type(error)
@@ -111,7 +113,7 @@ def run_span(
     return _made(live, f"invoke_agent {agent}", attributes, events, status, message, start_ns, end_ns)
 
 
-def own_span(live: LiveSpan) -> Span:
+def own_span(live: UserSpan) -> Span:
     """A span of the user's own (`ctx.start_span`), ended."""
     return _made(live, live.name, {}, (), "unset", "", live.started_ns, live.ended_ns)
 

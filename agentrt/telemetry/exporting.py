@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -74,8 +74,8 @@ class Exporting:
     ) -> None:
         self.name = name
         self.backend = backend
-        signals = getattr(backend, "signals", ("spans", "metrics", "logs"))
-        self.wants: frozenset[Signal] = frozenset(signals)
+        signals: Iterable[Signal] = getattr(backend, "signals", ("spans", "metrics", "logs"))
+        self.wants = frozenset(signals)
         self._meter = meter
         self._resource = resource
         self._host = host

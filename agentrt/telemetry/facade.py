@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentrt.call import Call
 from agentrt.config.sections import TelemetrySection
@@ -25,9 +25,11 @@ from agentrt.telemetry.signals import Metric, Resource
 
 if TYPE_CHECKING:
     from agentrt.middleware.telemetry import Tracing
+    from agentrt.telemetry.run_tracing import Spans
 
 __all__ = ["RuntimeTelemetry"]
 
+T = TypeVar("T")
 logger = logging.getLogger("agentrt.telemetry")
 
 SHUTDOWN_SECONDS = 5.0
@@ -89,12 +91,12 @@ class RuntimeTelemetry:
         self._take = self._processor.offer if self._exporters else self._processor.add
         self._spans_wanted = any("spans" in each.wants for each in self._exporters)
         self._logs_wanted = any("logs" in each.wants for each in self._exporters)
-        self._spans: Any = None
+        self._spans: Spans | None = None
         self.tracing: Tracing | None = None
         """What the telemetry stage makes spans with; None if nobody wants spans."""
         if self._spans_wanted:
             self._trace()
-        self._forget_at_fork = _forks.add(self._processor)
+        _forks.add(self._processor)
 
     def _trace(self) -> None:
         from agentrt.telemetry.run_tracing import Spans
@@ -178,10 +180,9 @@ class RuntimeTelemetry:
             self._spans.leave(token)
         if not self.is_on:
             return
-        keeps_calls = ctx.live is None and error is not None and self._spans is not None
         live, calls = ctx.live, ()
-        if keeps_calls and self.settings.keep_failures:
-            live, calls = self._spans.kept(ctx), tuple(ctx.calls)
+        if live is None and error is not None and self._spans is not None and self.settings.keep_failures:
+            live, calls = self._spans.kept(), tuple(ctx.calls)
         ended = ctx.loop.time()
         attributes = _run_attributes(ctx)
         self._take(
@@ -299,10 +300,10 @@ def _metric_problem(name: object, value: object, kind: str) -> str | None:
     return None
 
 
-async def _in_thread(function: Callable[[], Any]) -> Any:
+async def _in_thread(function: Callable[[], T]) -> T:
     """Run what blocks, in a daemon thread: one that hangs must not keep the process."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
+    done: asyncio.Future[T] = loop.create_future()
 
     def finish(result: Any, error: BaseException | None) -> None:
         if not done.done():

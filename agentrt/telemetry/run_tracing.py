@@ -20,11 +20,11 @@ from agentrt.telemetry.tracing import (
     KEY,
     LiveSpan,
     Sampler,
+    UserSpan,
     attach,
     current_ids,
     detach,
     not_sampled,
-    start,
 )
 
 __all__ = ["Spans"]
@@ -47,7 +47,7 @@ class Spans:
         self._registers = own_process or settings.register_global
         self._listener: Any = None
         self.calls = CallTracing(self._sampler)
-        processor.take(LiveSpan, own_span)
+        processor.take(UserSpan, own_span)
         processor.take(_Foreign, _from_foreign)
 
     current_ids = staticmethod(current_ids)
@@ -91,9 +91,8 @@ class Spans:
     def leave(self, token: Any) -> None:
         detach(token)
 
-    def kept(self, ctx: Any) -> LiveSpan:
+    def kept(self) -> LiveSpan:
         """A span for a run that was not sampled and failed."""
-        del ctx
         return LiveSpan(CURRENT.get())
 
     def start(self, name: str, attributes: Mapping[str, Any] | None, ctx: Any) -> ActiveSpan:
@@ -103,12 +102,10 @@ class Spans:
             if ctx.live is None:
                 return NO_SPAN
             if KEY not in outer:  # used from a thread or callback that OpenTelemetry's context did not reach
-                span = start(name, attributes, self._processor.offer)
-                span.outer = Context({**outer, KEY: ctx.live})
-                return span
+                outer = Context({**outer, KEY: ctx.live})
         elif not self._sampler(outer):
             return NO_SPAN
-        return start(name, attributes, self._processor.offer)
+        return UserSpan(outer, name, attributes, self._processor.offer)
 
 
 def _from_foreign(foreign: _Foreign) -> Any:

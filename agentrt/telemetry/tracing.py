@@ -9,6 +9,7 @@ Only what traces imports this file: it loads the OpenTelemetry API.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -24,7 +25,17 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCod
 
 from agentrt.telemetry.signals import Link, SpanEvent
 
-__all__ = ["CURRENT", "KEY", "LiveSpan", "Sampler", "attach", "current_ids", "detach", "not_sampled", "start"]
+__all__ = [
+    "CURRENT",
+    "KEY",
+    "LiveSpan",
+    "Sampler",
+    "UserSpan",
+    "attach",
+    "current_ids",
+    "detach",
+    "not_sampled",
+]
 
 MAX_ATTRIBUTES = 128
 MAX_EVENTS = 128
@@ -55,27 +66,20 @@ CURRENT = _current()
 
 
 class LiveSpan(trace.Span):
-    """A span that is being recorded: of a run, a call, or the user's own (`ctx.start_span`).
+    """The span of a run or a call while it is recorded.
 
     `outer` is the OpenTelemetry context that it was made in, and so says what its parent is.
     """
 
-    __slots__ = (
-        "_span_id",
-        "_trace_id",
-        "ended_ns",
-        "more",
-        "name",
-        "on_end",
-        "outer",
-        "started_ns",
-        "token",
-    )
+    __slots__ = ("_span_id", "_trace_id", "more", "outer")
+
+    _span_id: int
+    _trace_id: int
 
     def __init__(self, outer: Mapping[str, Any]) -> None:
         self.outer = outer
         self.more: _More | None = None
-        self._span_id = 0
+        self._span_id = 0  # and `_trace_id` is not there yet
 
     # --- identity ---------------------------------------------------------------------------------------
 
@@ -143,10 +147,9 @@ class LiveSpan(trace.Span):
         self._more.name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        if isinstance(status, Status):
-            status, description = status.status_code, status.description
-        self._more.status = status.name.lower()
-        self._more.message = description or ""
+        code = status.status_code if isinstance(status, Status) else status
+        self._more.status = code.name.lower()
+        self._more.message = (status.description if isinstance(status, Status) else description) or ""
 
     def record_exception(
         self,
@@ -159,12 +162,7 @@ class LiveSpan(trace.Span):
         self.add_event("exception", {**exception_attributes(exception), **(attributes or {})}, timestamp)
 
     def end(self, end_time: int | None = None) -> None:
-        """End a span of the user's own; those of runs and calls end with them."""
-        on_end: Callable[[LiveSpan], None] | None = getattr(self, "on_end", None)
-        if on_end is not None:
-            self.on_end = None
-            self.ended_ns = time.time_ns() if end_time is None else end_time
-            on_end(self)
+        """Nothing: it ends with its run or call."""
 
     @property
     def _more(self) -> _More:
@@ -172,10 +170,37 @@ class LiveSpan(trace.Span):
             self.more = _More()
         return self.more
 
-    # --- as a context manager: `with ctx.start_span("step") as span` ------------------------------------
+
+class UserSpan(LiveSpan):
+    """A span of the user's own, begun now: `with ctx.start_span("step") as span`. `on_end` gets it when it ends."""
+
+    __slots__ = ("_on_end", "_token", "ended_ns", "name", "started_ns")
+    ended_ns: int
+    _token: Token[Context]
+
+    def __init__(
+        self,
+        outer: Mapping[str, Any],
+        name: str,
+        attributes: Mapping[str, Any] | None,
+        on_end: Callable[[UserSpan], None],
+    ) -> None:
+        super().__init__(outer)
+        self.name = name
+        self.started_ns = time.time_ns()
+        self._on_end: Callable[[UserSpan], None] | None = on_end
+        if attributes:
+            self.set_attributes(attributes)
+
+    def end(self, end_time: int | None = None) -> None:
+        """End it, now or at `end_time` (nanoseconds since the epoch); once only."""
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            self.ended_ns = time.time_ns() if end_time is None else end_time
+            on_end(self)
 
     def __enter__(self) -> Self:
-        self.token = CURRENT.set(Context({**CURRENT.get(), KEY: self}))
+        self._token = attach(self)
         return self
 
     def __exit__(
@@ -184,7 +209,7 @@ class LiveSpan(trace.Span):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        detach(self.token)
+        detach(self._token)
         if isinstance(error, Exception) and self._more.status == "unset":
             self.record_exception(error)
             self.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
@@ -218,17 +243,6 @@ class _More:
             self.dropped += 1
 
 
-def start(name: str, attributes: Mapping[str, Any] | None, on_end: Callable[[LiveSpan], None]) -> LiveSpan:
-    """A span of the user's own, begun now; `on_end` gets it once it has ended."""
-    span = LiveSpan(CURRENT.get())
-    span.name = name
-    span.started_ns = time.time_ns()
-    span.on_end = on_end
-    if attributes:
-        span.set_attributes(attributes)
-    return span
-
-
 def attach(span: trace.Span) -> Token[Context]:
     """Make `span` the current one; the token takes that back."""
     token: Token[Context] = CURRENT.set(Context({**CURRENT.get(), KEY: span}))
@@ -240,10 +254,8 @@ def detach(token: Token[Context] | None) -> None:
     there is nothing to take back."""
     if token is None:
         return
-    try:
+    with contextlib.suppress(ValueError):
         CURRENT.reset(token)
-    except ValueError:
-        pass
 
 
 def not_sampled(outer: Mapping[str, Any]) -> NonRecordingSpan:

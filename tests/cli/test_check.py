@@ -33,7 +33,7 @@ def test_every_problem_is_found_at_once(project: Path, command: Command) -> None
     assert ended.code == 2
     problems = [text for state, _, text in lines(ended.out) if state == "problem"]
     assert problems[0] == "openai: there is no API key: set OPENAI_API_KEY, or api_key in [models.openai]"
-    assert problems[1].startswith("there is no plugin 'nope' in the group agentrt.models")
+    assert problems[1].startswith("model \"nope:x\": there is no plugin 'nope' in the group agentrt.models")
     assert ("ok", "model", "scripted:echo") in lines(ended.out)
     assert ended.err.endswith("problems found\n")
 
@@ -139,6 +139,14 @@ def test_a_broken_plugin_that_nobody_uses_is_a_warning(project: Path, command: C
     assert ("warning", "plugins", wanted) in lines(ended.out)
 
 
+def test_a_script_that_is_not_there(command: Command) -> None:
+    ended = command("check", "agents:Bot", "-m", "scripted:nowhere", "-m", "scripted:nowhere.json")
+    assert ended.code == 2
+    problems = [text for state, about, text in lines(ended.out) if state == "problem"]
+    assert problems[0].startswith("there is no script named 'nowhere'; there are: echo")
+    assert "nowhere.json" in problems[1]
+
+
 def test_json(command: Command) -> None:
     findings = json.loads(command("check", "agents:Bot", "--json").out)
     assert {"state": "ok", "about": "model", "text": "scripted:echo"} in findings
@@ -146,13 +154,14 @@ def test_json(command: Command) -> None:
 
 def test_configured_fallback_targets_are_checked(project: Path, command: Command) -> None:
     (project / "agentrt.toml").write_text(
-        '[pipeline.model.fallback]\ntargets = ["openai:gpt-5", "scripted:x"]\n'
+        '[pipeline.model.fallback]\ntargets = ["openai:gpt-5", "scripted:x.json"]\n'
     )
+    (project / "x.json").write_text('["hello"]')
     ended = command("check", "agents:Bot")
     assert ended.code == 2
     assert [text for state, about, text in lines(ended.out) if state == "ok" and about == "model"] == [
         "scripted:echo",
-        "scripted:x",
+        "scripted:x.json",
     ]
     assert "openai: there is no API key" in ended.out
 

@@ -57,6 +57,15 @@ def test_it_draws_the_onion_from_the_outermost_stage_to_the_call(travel: Path, c
     assert lines[-1] == "│ │ │ │ │ │ │ ▶ scripted:one → scripted:two"
 
 
+@pytest.mark.parametrize("name", ["explain", "check"])
+def test_a_stage_for_a_tool_that_is_not_there_is_a_warning(travel: Path, command: Command, name: str) -> None:
+    (travel / "typo.py").write_text(TRAVEL.replace('kind="model"', 'tool="wether"'))
+    ended = command(name, "typo:Travel", "--set", "agent.model=scripted:echo")
+    assert ended.code == 0
+    wanted = "the stage Timing is for the tool 'wether', and Travel declares none of that name; did you mean"
+    assert wanted in (ended.err if name == "explain" else ended.out)
+
+
 def test_each_option_has_its_source(travel: Path, command: Command) -> None:
     out = command("explain", "travel:Travel", "--set", "pipeline.model.timeout.idle=7").out
     assert "targets scripted:two  ← the agent's models\n" in out

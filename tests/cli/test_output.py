@@ -144,3 +144,21 @@ def test_warnings_are_shown_and_waits_only_to_those_who_watch(
         "m: attempt 3 follows (E: x)\n"
         "m: waited 3 s (throttle)\n"
     )
+
+
+@pytest.mark.parametrize("kind", [Answer, Text])
+@pytest.mark.parametrize("watched", [True, False])
+def test_an_answer_of_none_is_remarked_upon_where_somebody_watches(
+    kind: type[Answer | Text], watched: bool, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Terminal, "is_watched", watched)
+    kind(Terminal()).result(result(None, ""))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == ("(the agent returned None)\n" if watched else "")
+
+
+def test_an_empty_text_is_an_answer(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Terminal, "is_watched", True)
+    Answer(Terminal()).result(result(""))
+    assert capsys.readouterr() == ("", "")

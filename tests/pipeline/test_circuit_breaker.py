@@ -131,6 +131,22 @@ async def test_cancelled_calls_do_not_reset_a_streak() -> None:
     assert breaker.state("a") == "open"
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [("sss", "open"), ("bsb", "open"), ("sgss", "closed"), ("ssi", "closed"), ("ssis", "open")],
+)
+@scenario
+async def test_a_slow_call_is_one_of_the_consecutive_failures(outcomes: str, state: str) -> None:
+    breaker = CircuitBreaker(failure_threshold=3, slow_call=5)
+    seen = Observed(breaker)
+    for outcome in outcomes:
+        if outcome == "s":
+            await seen.call(Callee(Slow(5)))
+        else:
+            await feed(seen, outcome)
+    assert breaker.state("a") == state
+
+
 # --- slow calls ----------------------------------------------------------------------------------------
 
 
@@ -665,6 +681,13 @@ COUNT = "must be a whole number of at least 1, not"
         ({"slow_call": 0}, f"slow_call {SECONDS} 0"),
         ({"slow_call": 1, "slow_rate": 2}, f"slow_rate {RATE} 2"),
         ({"slow_rate": 0.5}, "slow_rate needs slow_call, the number of seconds from which a call is slow"),
+        (
+            {"failure_threshold": 3, "slow_call": 1, "slow_rate": 0.5},
+            (
+                "slow_rate has no effect with failure_threshold, which counts consecutive calls that fail or are "
+                "slow: leave one of them out"
+            ),
+        ),
         ({"probes": 0}, f"probes {COUNT} 0"),
         ({"max_half_open_wait": -1}, f"max_half_open_wait {SECONDS} -1"),
         ({"max_targets": 0}, f"max_targets {COUNT} 0"),

@@ -235,7 +235,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.clock = FakeClock(start=start)
         kind, size = options.pop("window")
         base, growing = options["reset_timeout"], options.pop("growing")
-        if options["slow_call"] is None:
+        if options["slow_call"] is None or kind == "streak":
             options["slow_rate"] = None
 
         def reset_timeout(breaks: int) -> float:

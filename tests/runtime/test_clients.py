@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentrt import ConfigError, PluginError, TransientError, current
+from agentrt import ConfigError, PermanentError, PluginError, Runtime, TransientError, current
 from agentrt.clients import Clients
 from tests.runtime.doubles import FakeModel
 
@@ -88,3 +88,36 @@ async def test_a_broken_plugin_names_the_model_that_wanted_it() -> None:
 
     with pytest.raises(PluginError, match='model "x:one": broken'):
         Clients(make, None).client("x:one")
+
+
+class Checked(Opening):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, Any]] = []
+
+    async def check(self, model: str, host: Any) -> None:
+        self.asked.append((model, host))
+        if model == "locked":
+            raise PermanentError("no key", fault="target")
+
+
+async def test_a_check_asks_the_client_and_opens_nothing() -> None:
+    client, host = Checked(), object()
+    clients = Clients(lambda prefix: client, host)
+    await clients.check("x:one")
+    with pytest.raises(PermanentError, match="no key"):
+        await clients.check("x:locked")
+    assert client.asked == [("one", host), ("locked", host)]
+    assert client.opened == 0
+    with pytest.raises(ConfigError, match="prefix:name"):
+        await clients.check("one")
+
+
+async def test_a_runtime_checks_clients_of_its_own_and_those_that_it_was_given() -> None:
+    given = Checked()
+    async with Runtime(models={"fake": given, "plain": Opening()}) as rt:
+        await rt.check_model("plain:m")
+        with pytest.raises(PermanentError, match="no key"):
+            await rt.check_model("fake:locked")
+        with pytest.raises(ConfigError, match="no script named 'nowhere'"):
+            await rt.check_model("scripted:nowhere")

@@ -85,6 +85,42 @@ async def test_the_tokens_of_a_stream_are_noted_and_those_of_a_broken_one_estima
         assert next(iter(backend)).usage == Usage(10, 5)
 
 
+@pytest.mark.parametrize("how", ["left", "failed", "cancelled"])
+async def test_telemetry_is_handed_the_estimate_of_a_stream_that_was_broken_off(how: str) -> None:
+    async def agent(message: str, ctx: Context) -> str:
+        async with ctx.stream_model("x" * 40, model="fake:x") as stream:
+            async for _ in stream:
+                if how == "left":
+                    break
+                if how == "cancelled":
+                    await asyncio.sleep(100)
+        return message
+
+    handed: list[Usage] = []
+    model = FakeModel(("four ", "more", TransientError("cut")))  # type: ignore[arg-type]
+    async with Runtime(models={"fake": model}) as rt:
+        backend = rt.telemetry.backends[0][1]
+        assert isinstance(backend, InMemory)
+        async with rt.stream(agent, "go", limits=Limits(seconds=10)) as run:
+            await watch(run, [])
+        handed = [call.usage for call in backend]
+    tokens = {"left": 2, "failed": 3, "cancelled": 2}
+    assert handed == [Usage(10, tokens[how], estimated=True)]
+
+
+async def test_the_arguments_of_a_broken_off_tool_call_are_estimated_too() -> None:
+    async def agent(message: str, ctx: Context) -> Usage:
+        async with ctx.stream_model("hello", model="fake:x") as stream:
+            async for _ in stream:
+                break
+        return ctx.usage
+
+    model = FakeModel([wants("name", '{"city": "Reykjavik, Iceland"}')])
+    async with Runtime(models={"fake": model}) as rt:
+        result = await rt.run(agent, "go")
+    assert result.output == Usage(2, 9, estimated=True)
+
+
 async def _consume(ctx: Context) -> None:
     async with ctx.stream_model("hello", model="fake:x") as stream:
         async for _ in stream:
@@ -181,6 +217,66 @@ async def test_the_deadline_of_a_run_does_not_cut_a_cleanup_that_a_limit_began(c
     assert ended == list(range(count))
 
 
+def _of_the_context(ctx: Context) -> str:
+    return f"for {ctx.agent_name}"
+
+
+class _Base(Agent):
+    model = "fake:one"
+    topic = "weather"
+
+
+class _Lambda(_Base):
+    instructions = lambda ctx: f"for {ctx.agent_name}"  # noqa: E731
+
+
+class _Function(_Base):
+    instructions = _of_the_context
+
+
+class _Static(_Base):
+    instructions = staticmethod(_of_the_context)
+
+
+class _Method(_Base):
+    def instructions(self, ctx: Context) -> str:  # type: ignore[override]
+        return f"{self.topic} for {ctx.agent_name}"
+
+
+class _MethodAlone(_Base):
+    def instructions(self) -> str:  # type: ignore[override]
+        return self.topic
+
+
+class _LambdaOfSelf(_Base):
+    instructions = lambda self: self.topic  # noqa: E731
+
+
+def _with_its_own() -> Agent:
+    agent = _Base()
+    agent.instructions = _of_the_context
+    return agent
+
+
+@pytest.mark.parametrize(
+    ("agent", "wanted"),
+    [
+        (_Lambda, "for _Lambda"),
+        (_Function, "for _Function"),
+        (_Static, "for _Static"),
+        (_Method, "weather for _Method"),
+        (_MethodAlone, "weather"),
+        (_LambdaOfSelf, "weather"),
+        (_with_its_own(), "for _Base"),
+    ],
+)
+async def test_instructions_may_be_a_function_wherever_it_stands(agent: Any, wanted: str) -> None:
+    model = FakeModel("ok")
+    async with Runtime(models={"fake": model}) as rt:
+        await rt.run(agent, "go")
+    assert (model.requests[0].messages[0].role, model.requests[0].messages[0].content) == ("system", wanted)
+
+
 async def test_instructions_that_are_no_text_are_refused() -> None:
     class Wrong(Agent):
         model = "fake:one"
@@ -253,3 +349,93 @@ async def test_wrong_arguments_of_the_context_are_told() -> None:
 
     async with Runtime() as rt:
         assert (await rt.run(agent, "go")).text == "ok"
+
+
+def _cleaning(log: list[tuple[str, str, float]], name: str, *, timeout: float | None = None) -> Any:
+    """A tool that never ends, and cleans up for 5 s once it is cancelled."""
+
+    @tool(name=name, idempotent=True, timeout=timeout)
+    async def hanging(ctx: Context) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            log.append((name, "cancelled", ctx.elapsed))
+            try:
+                await asyncio.sleep(5)
+                log.append((name, "cleaned up", ctx.elapsed))
+            except asyncio.CancelledError:
+                log.append((name, "cut", ctx.elapsed))
+                raise
+
+    return hanging
+
+
+async def _gathered(first: Any, second: Any, ctx: Context) -> Any:
+    return await asyncio.gather(ctx.tool(first), ctx.tool(second))
+
+
+async def _grouped(first: Any, second: Any, ctx: Context) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ctx.tool(first))
+        group.create_task(ctx.tool(second))
+
+
+@pytest.mark.parametrize("together", [_gathered, _grouped])
+async def test_the_runs_deadline_cancels_each_tool_of_a_gather_once(together: Any) -> None:
+    log: list[tuple[str, str, float]] = []
+
+    async def agent(message: str, ctx: Context) -> None:
+        await together(_cleaning(log, "a"), _cleaning(log, "b"), ctx)
+
+    async with Runtime() as rt:
+        with pytest.raises(DeadlineExceeded) as caught:
+            await rt.run(agent, "go", limits=Limits(seconds=10))
+    assert caught.value.scope == "run"
+    assert sorted(log) == [
+        (name, what, pytest.approx(at))
+        for name in "ab"
+        for what, at in (("cancelled", 10), ("cleaned up", 15))
+    ]
+
+
+async def test_the_runs_deadline_does_not_wait_for_a_cleanup_in_a_gather_of_the_agents_own() -> None:
+    # asyncio hands the cancellation on to the children. That a run ends in time goes before the cleanup of a tool
+    # that has had its time; awaited directly, or called by the model, it is let finish.
+    log: list[tuple[str, str, float]] = []
+
+    async def agent(message: str, ctx: Context) -> None:
+        await _gathered(_cleaning(log, "late", timeout=8), _cleaning(log, "b"), ctx)
+
+    async with Runtime() as rt:
+        with pytest.raises(DeadlineExceeded, match="the run's deadline of 10 s"):
+            await rt.run(agent, "go", limits=Limits(seconds=10))
+        assert log[:2] == [("late", "cancelled", pytest.approx(8)), ("late", "cut", pytest.approx(10))]
+        await asyncio.sleep(10)
+    assert ("b", "cleaned up", pytest.approx(15)) in log
+
+
+async def test_the_runs_deadline_waits_for_a_cleanup_that_the_agent_awaits_directly() -> None:
+    log: list[tuple[str, str, float]] = []
+
+    async def agent(message: str, ctx: Context) -> None:
+        await ctx.tool(_cleaning(log, "late", timeout=8))
+
+    async with Runtime() as rt:
+        with pytest.raises(TimeoutError):
+            await rt.run(agent, "go", limits=Limits(seconds=10))
+    assert log == [("late", "cancelled", pytest.approx(8)), ("late", "cleaned up", pytest.approx(13))]
+
+
+async def test_a_cleanup_that_fails_after_the_runs_deadline_is_its_cause() -> None:
+    async def agent(message: str) -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            raise KeyError("in the cleanup")
+
+    async with Runtime() as rt:
+        with pytest.raises(DeadlineExceeded, match="the run's deadline of 10 s") as caught:
+            await rt.run(agent, "go", limits=Limits(seconds=10))
+    assert caught.value.scope == "run"
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert caught.value.__notes__ == ["what was running then failed: KeyError: 'in the cleanup'"]

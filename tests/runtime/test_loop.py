@@ -22,7 +22,10 @@ from agentrt import (
     TransientError,
     tool,
 )
+from agentrt.events import ModelFinished, ReasoningDelta, TextDelta
+from agentrt.middleware import Fallback
 from agentrt.models.protocol import ModelResponse, Usage
+from agentrt.models.protocol import TextDelta as StreamedText
 from tests.runtime.doubles import FakeModel, types, wants, watch
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.virtual_time]
@@ -472,3 +475,69 @@ async def test_what_a_provider_wants_back_stays_with_the_assistants_message() ->
     async with runtime:
         await runtime.run(Assistant, "go")
     assert model.requests[1].messages[2].continuation == [{"type": "thinking", "signature": "abc"}]
+
+
+async def _from_a_cache(call: Any, call_next: Any) -> Any:
+    return ModelResponse(text="kept", reasoning="why", tool_calls=[])
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize(
+    "stage", [_from_a_cache, Fallback(default=ModelResponse(text="kept", reasoning="why"))]
+)
+async def test_an_answer_that_no_model_gave_is_one_in_a_watched_run_as_well(
+    stage: Any, watched: bool
+) -> None:
+    runtime, _ = runtime_with(PermanentError("gone", fault="target"))
+    runtime.use(stage, kind="model", **({} if isinstance(stage, Fallback) else {"inside": "timeout"}))
+    seen: list[Any] = []
+    async with runtime:
+        if not watched:
+            assert (await runtime.run(Assistant, "hi")).text == "kept"
+            return
+        async with runtime.stream(Assistant, "hi") as run:
+            assert await watch(run, seen) is None
+    assert run.result.text == "kept"
+    assert [e.text for e in seen if isinstance(e, TextDelta | ReasoningDelta)] == ["why", "kept"]
+    (finished,) = [event for event in seen if isinstance(event, ModelFinished)]
+    assert (finished.finish, finished.input_tokens) == ("stop", 0)
+
+
+async def test_a_whole_answer_with_tool_calls_stands_in_for_a_stream() -> None:
+    answers = [ModelResponse(tool_calls=[wants("weather", '{"city": "Oslo"}')], finish="tool_calls")]
+
+    async def stage(call: Any, call_next: Any) -> Any:
+        return answers.pop() if answers else await call_next(call)
+
+    runtime, _ = runtime_with("It is sunny.")
+    runtime.use(stage, kind="model")
+    async with runtime, runtime.stream(Assistant, "hi") as run:
+        assert await watch(run, []) is None
+    assert [call.target for call in run.result.record] == ["fake:one", "tool:weather", "fake:one"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [("text", "'text' was served instead of a model's answer"), (None, "did it forget `return await")],
+)
+async def test_a_stage_that_answers_with_something_else_is_told_so(answer: Any, message: str) -> None:
+    async def stage(call: Any, call_next: Any) -> Any:
+        return answer
+
+    runtime, _ = runtime_with("never")
+    runtime.use(stage, kind="model")
+    async with runtime, runtime.stream(Assistant, "hi") as run:
+        error = await watch(run, [])
+    assert isinstance(error, TypeError)
+    assert message in str(error)
+
+
+async def test_a_client_whose_stream_has_no_finished_is_told_so() -> None:
+    class Hasty(FakeModel):
+        async def stream(self, request: Any, /) -> Any:
+            yield StreamedText("half")
+
+    async with Runtime(models={"fake": Hasty()}) as runtime, runtime.stream(Assistant, "hi") as run:
+        error = await watch(run, [])
+    assert isinstance(error, TypeError)
+    assert "the stream of fake:one ended without `Finished`" in str(error)

@@ -102,6 +102,52 @@ async def test_registering_after_the_first_call_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("where", "says"),
     [
+        ({}, None),
+        ({"agent": "Assistant", "tool": "weather"}, None),
+        ({"kind": "jobs"}, None),
+        (
+            {"tool": "wether"},
+            "tool 'wether', and Assistant declares none of that name; did you mean 'weather'?",
+        ),
+        (
+            {"tool": "pay"},
+            "tool 'pay', and Assistant declares none of that name",
+        ),
+        (
+            {"agent": "Asistant", "tool": "weather"},
+            "agent 'Asistant', so nothing of Assistant goes through it; did you mean 'Assistant'?",
+        ),
+    ],
+)
+async def test_a_stage_for_what_an_agent_does_not_have_is_told(
+    where: dict[str, str], says: str | None
+) -> None:
+    async with Runtime(models={"fake": FakeModel()}) as rt:
+        rt.use(naming("one", []), **where)
+        assert rt.stages_without_effect(Assistant) == (
+            [] if says is None else [f"the stage stage is for the {says}"]
+        )
+        rt.use(naming("two", []))  # looking builds nothing
+
+
+async def test_a_stage_of_an_agents_own_for_a_tool_it_does_not_have_is_told() -> None:
+    class Mine(Assistant):
+        middleware = ((naming("one", []), {"tool": "wether"}), naming("two", []))
+
+    async def plain(message: str) -> str:
+        return message
+
+    async with Runtime(models={"fake": FakeModel()}) as rt:
+        (said,) = rt.stages_without_effect(Mine)
+        assert "'wether', and Mine declares none" in said
+        assert rt.stages_without_effect(plain) == []
+        rt.use(naming("three", []), tool="pay")
+        assert rt.stages_without_effect(plain) == []  # which tools its code calls nobody knows
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
         ({"outside": "retries"}, "no stage named 'retries'; the places are chaos, timeout"),
         ({"outside": "retry", "inside": "retry"}, "not both"),
     ],
