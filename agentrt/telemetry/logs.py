@@ -412,9 +412,7 @@ class Logs:
 
     def _write(self, entries: list[Entry]) -> None:
         """In the thread: lines to files and backends."""
-        if not self._here.writes:
-            self._here.writes = True
-            not_forwarded()
+        self._here.writes = True
         dropped = self.dropped
         if dropped > self._told_dropped:
             lost = f"{dropped - self._told_dropped} log lines were lost: they came faster than they could be written"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -602,6 +605,21 @@ def test_a_redaction_that_logs_ends(opened: Open, screen: Screen, path: Path) ->
     assert 1 <= screen.text.count("at work") < 100
 
 
+def test_what_the_thread_of_the_logs_logs_is_shown_but_not_written_by_it(
+    opened: Open, screen: Screen, path: Path
+) -> None:
+    def redact(text: str) -> str:
+        if text == "x":
+            logging.getLogger("redaction").warning("at work")
+        return text
+
+    logs = opened(LogSection(outputs=[str(path), LogOutput(to="stderr", level="warning")]), redact=redact)
+    logging.getLogger("lib").info("x")
+    assert logs.flush(10)
+    assert [line["message"] for line in written(logs, path)] == ["x"]
+    assert screen.lines == ["WARNING redaction: at work"]
+
+
 def test_threads_do_not_mix_their_lines(opened: Open, path: Path) -> None:
     logs = opened(to(path))
 
@@ -650,6 +668,25 @@ def test_two_writers_of_one_file_lose_nothing(tmp_path: Path) -> None:
     lines = sorted(int(line) for path in tmp_path.iterdir() for line in path.read_bytes().splitlines())
     assert lines == list(range(200))
     assert len(list(tmp_path.iterdir())) == 10
+
+
+def test_a_file_that_another_process_has_just_rotated_is_not_rotated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.log"
+    file = LogFile(str(path), max_bytes=1000, keep=5, tell=print)
+    file.write([b"x" * 999 + b"\n"])
+
+    def lock(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:  # the other one had the lock until now
+            path.rename(tmp_path / "a.log.1")
+            path.write_bytes(b"theirs\n")
+
+    monkeypatch.setattr("agentrt.telemetry.log_file.fcntl.flock", lock)
+    file.write([b"ours\n"])
+    file.close()
+    assert path.read_bytes() == b"theirs\nours\n"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.log", "a.log.1"]
 
 
 def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
@@ -781,16 +818,29 @@ def test_the_queue_is_bounded_by_size_as_well() -> None:
 
 def test_a_forked_child_writes_its_own_lines_and_none_of_its_parent_s(opened: Open, path: Path) -> None:
     logs = opened(to(path))
-    logs._lock.acquire()  # as another thread may hold it at the moment of the fork
     logging.getLogger("lib").info("parent")
-    pid = os.fork()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with logs._lock:  # as a thread that is writing at the moment of the fork
+            held.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of 3.12: there are threads, that is the point
+        pid = os.fork()
     if pid == 0:
+        signal.alarm(5)  # a child that waits for that thread would wait for ever
         try:
             logging.getLogger("lib").info("child")
-            logs.flush(5)
+            logs.flush(4)
         finally:
             os._exit(0)
-    logs._lock.release()
+    release.set()
+    thread.join()
     _, status = os.waitpid(pid, 0)
     assert status == 0
     assert sorted(line["message"] for line in written(logs, path)) == ["child", "parent"]
