@@ -143,9 +143,12 @@ def read_config(
     return config
 
 
-def make_runtime(project: Project) -> Runtime:
-    """The runtime of a command; the module's `configure(runtime)`, if there is one, has been called."""
-    runtime = Runtime(project.config, own_process=True)
+def make_runtime(project: Project, *, backends: Sequence[tuple[str, Any]] = ()) -> Runtime:
+    """The runtime of a command; the module's `configure(runtime)`, if there is one, has been called.
+
+    `backends`: telemetry backends of the command's own, by name.
+    """
+    runtime = Runtime(project.config, backends=backends, own_process=True)
     configure = getattr(project.target.module, "configure", None)
     if configure is None:
         return runtime

@@ -24,6 +24,7 @@ Examples:
   git diff | agentrt run reviewer.py:Agent           the message from stdin
   agentrt run my_agent:Agent -m openai:gpt-5-mini --stream "Tell me a story"
   agentrt run my_agent:Agent --jsonl "Hello" | jq .  every event as JSON
+  agentrt run my_agent:Agent --trace "Hello"         where the time went
 """
 
 
@@ -33,6 +34,14 @@ Examples:
 @click.option("--stream", is_flag=True, help="Show text as it comes.")
 @click.option("--jsonl", is_flag=True, help="Print every event of the run as a line of JSON.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the run after this time (exit code 124).")
+@click.option("--trace", is_flag=True, help="Draw at the end where the time went, on stderr.")
+@click.option(
+    "--trace-html",
+    "page",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write the same to FILE, as a page to click through.",
+)
 @click.option("--traceback", is_flag=True, help="Show whole tracebacks, with the frames of agentrt.")
 @click.pass_obj
 def run(
@@ -42,6 +51,8 @@ def run(
     stream: bool,
     jsonl: bool,
     timeout: float | None,
+    trace: bool,
+    page: str | None,
     traceback: bool,
     **project: Any,
 ) -> int:
@@ -62,8 +73,13 @@ def run(
     try:
         if timeout is not None:
             options.seconds("--timeout", timeout)
+        traced = None
+        if trace or page is not None:
+            from agentrt.cli.run_trace import RunTrace
+
+            traced = RunTrace(terminal, drawn=trace, page=page)
         opened = open_project(terminal, **project)
-        turns = Turns(opened, terminal, timeout=timeout, full=full)
+        turns = Turns(opened, terminal, timeout=timeout, full=full, trace=traced)
         text = _read_message(message[0] if message else None)
         if text is None and jsonl:
             raise ConfigError("--jsonl wants a message: as an argument, or on stdin")

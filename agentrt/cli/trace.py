@@ -1,4 +1,4 @@
-"""`agentrt trace`: a stored run, drawn in the terminal or as a page. Also what `agentrt run --trace` shows."""
+"""`agentrt trace`: a stored run, drawn in the terminal or as a page."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from msgspec import Struct
 
 from agentrt.cli.candidates import similar_to
 from agentrt.cli.report import OK
+from agentrt.cli.run_trace import check_page, write_page
 from agentrt.cli.terminal import Terminal
 from agentrt.errors import ConfigError
 from agentrt.telemetry.span_tree import Node, Tree
-from agentrt.telemetry.trace_view import TraceView
 
-__all__ = ["check_page", "show_runs", "trace"]
-
-MOST_RUNS = 100
-"""More runs than this make a page too large to open."""
+__all__ = ["trace"]
 
 LISTED = 5
-STDOUT = "-"
 
 
 @click.command(
@@ -78,63 +74,10 @@ def trace(
         if len(trees) > 1 and not last:
             terminal.note(f"the last of {len(trees):,} runs; --list shows them, --run ID another one")
     if page is not None:
-        _write_page(page, chosen, terminal)
+        write_page(page, chosen, terminal)
     else:
         _draw(chosen, terminal, every=every)
     return OK
-
-
-# --- a run that has just ended -------------------------------------------------------------------------
-
-
-def show_runs(view: TraceView, terminal: Terminal, *, is_drawn: bool, page: str | None) -> None:
-    """Draw what `view` has on stderr (`is_drawn`), and write it to the file `page`, if there is one.
-
-    Raises ConfigError if the page cannot be written.
-    """
-    from agentrt.telemetry.look import Look
-    from agentrt.telemetry.waterfall import waterfall
-
-    trees = view.trees()
-    if not trees:
-        terminal.warning("there is no trace to show: no span came of this run")
-        return
-    if view.left_out:
-        terminal.warning(f"the trace is not whole: {view.left_out:,} spans were too many to keep")
-    if is_drawn:
-        look = Look.of(sys.stderr)
-        for tree in trees:
-            terminal.say("\n" + "\n".join(waterfall(tree, look)))
-    if page is not None:
-        _write_page(page, trees, terminal)
-
-
-def check_page(page: str, *, option: str) -> None:
-    """Raises ConfigError if a page could not be written there, before anything is done for it."""
-    folder = os.path.dirname(page) or "."
-    if not os.path.isdir(folder):
-        raise ConfigError(f"{option} {page}: there is no folder {folder}")
-    if os.path.isdir(page):
-        raise ConfigError(f"{option} {page}: this is a folder; name a file")
-    if page != STDOUT and not os.access(page if os.path.exists(page) else folder, os.W_OK):
-        raise ConfigError(f"{option} {page}: it cannot be written; choose another place")
-
-
-def _write_page(page: str, trees: Sequence[Tree], terminal: Terminal) -> None:
-    from agentrt.telemetry.timeline import timeline
-
-    if len(trees) > MOST_RUNS:
-        terminal.warning(f"the page has the last {MOST_RUNS} of {len(trees):,} runs; --run ID chooses one")
-    text = timeline(trees[-MOST_RUNS:])
-    if page == STDOUT:
-        terminal.write(text)
-        return
-    try:
-        with open(page, "w", encoding="utf-8") as out:
-            out.write(text)
-    except OSError as error:
-        raise ConfigError(f"cannot write {page}: {error.strerror or error}") from error
-    terminal.note(f"the timeline is in {page}")
 
 
 def _draw(trees: Sequence[Tree], terminal: Terminal, *, every: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,12 +16,16 @@ from agentrt.cli.project import Project, make_runtime
 from agentrt.cli.report import AGENT_ERROR, OK, report
 from agentrt.cli.signals import DRAIN_SECONDS, Signals
 from agentrt.cli.terminal import Terminal
+from agentrt.errors import ConfigError
 from agentrt.events import ModelStarted
 from agentrt.hosting import Hosted
 from agentrt.limits import Limits
 from agentrt.run_stream import RunStream
 from agentrt.runtime import Runtime
 from agentrt.session import Session
+
+if TYPE_CHECKING:
+    from agentrt.cli.run_trace import RunTrace
 
 __all__ = ["Outcome", "Turns", "run_in"]
 
@@ -39,17 +43,24 @@ class Turns:
     """The agent of a project, in a runtime of its own that the first turn opens.
 
     `timeout`: seconds that each turn may take (None: what agent and configuration say). `full`: whole tracebacks.
-    What the agent raises is reported here, and raised nowhere.
+    `trace`: shows the spans of each turn. What the agent raises is reported here, and raised nowhere.
     """
 
     def __init__(
-        self, project: Project, terminal: Terminal, *, timeout: float | None = None, full: bool = False
+        self,
+        project: Project,
+        terminal: Terminal,
+        *,
+        timeout: float | None = None,
+        full: bool = False,
+        trace: RunTrace | None = None,
     ) -> None:
         self.name = project.target.text.rpartition(":")[2]
         self._project = project
         self._terminal = terminal
         self._timeout = timeout
         self._full = full
+        self._trace = trace
         self._runtime: Runtime | None = None
         self._hosted: Hosted | None = None
         self._stream: RunStream | None = None
@@ -82,7 +93,7 @@ class Turns:
             return report(error, self._terminal, full=self._full, doing=f"closing {self.name}")
         except SystemExit as error:
             return self._exited(error)
-        return OK
+        return self._traced()
 
     # --- inside ----------------------------------------------------------------------------------------
 
@@ -123,7 +134,20 @@ class Turns:
         finally:
             if is_last:
                 closed = await self.close()
+        if not is_last and self._trace is not None and self._runtime is not None:
+            await self._runtime.telemetry.flush()
+            self._trace.draw()
         return code or closed
+
+    def _traced(self) -> int:
+        """Show what the runtime has delivered when it was closed; the exit code that this asks for."""
+        if self._trace is None:
+            return OK
+        try:
+            self._trace.end()
+        except ConfigError as error:
+            return report(error, self._terminal)
+        return OK
 
     async def _reported(
         self, message: str, printer: Printer, session: Session | None, signals: Signals
@@ -187,7 +211,8 @@ class Turns:
 
     async def _opened(self) -> tuple[Runtime, Hosted]:
         if self._runtime is None:
-            runtime = make_runtime(self._project)
+            backends = () if self._trace is None else self._trace.backends
+            runtime = make_runtime(self._project, backends=backends)
             await runtime.__aenter__()
             self._runtime = runtime
         if self._hosted is None:

@@ -10,6 +10,7 @@ import sys
 from typing import IO, ClassVar, Literal
 
 from agentrt import options
+from agentrt.errors import AgentrtError
 from agentrt.telemetry.look import Look
 from agentrt.telemetry.signals import Batch, Span
 from agentrt.telemetry.span_tree import build_trees
@@ -52,7 +53,10 @@ class Console:
         self._count = 0
 
     def export(self, batch: Batch, /) -> None:
-        """Keep the spans, and print the traces that have ended with them. Raises OSError if nobody reads them."""
+        """Keep the spans, and print the traces that have ended with them.
+
+        Raises AgentrtError, and no OSError, if the stream takes nothing: a second try would print some of it twice.
+        """
         ended: dict[str, None] = {}
         for span in batch.spans:
             # Moved to the end: the first trace is the one of which nothing came for longest.
@@ -90,5 +94,9 @@ class Console:
         drawn = ["\n".join(waterfall(tree, look, every=self.every)) for tree in build_trees(spans)]
         text = "\n\n".join(drawn) + "\n\n"
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
+        try:
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise AgentrtError(f"telemetry.console: cannot write to {self.stream}: {why}") from error

@@ -119,12 +119,10 @@ class Node(Struct, eq=False):
 
     @property
     def tokens(self) -> tuple[int, int] | None:
-        """Input and output tokens, if it says."""
+        """Input and output tokens, if it says and there were any."""
         got = self.attribute("gen_ai.usage.input_tokens"), self.attribute("gen_ai.usage.output_tokens")
-        if not any(isinstance(count, int) for count in got):
-            return None
         read, written = (count if isinstance(count, int) else 0 for count in got)
-        return read, written
+        return (read, written) if read or written else None
 
     @property
     def attempts(self) -> int:

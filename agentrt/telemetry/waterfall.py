@@ -268,7 +268,8 @@ def _bar(item: Node | Moment | _Rest, tree: Tree, look: Look, width: int) -> str
 def _axis(tree: Tree, look: Look, columns: _Columns) -> str:
     marks = [" "] * columns.bar
     free = 0
-    for seconds in _ticks(tree.seconds, columns.bar // 7):
+    most = max(min(5, columns.bar // 7), columns.bar // 16)
+    for seconds in _ticks(tree.seconds, most):
         text = _tick(seconds, look)
         at = int(seconds / tree.seconds * columns.bar) if seconds else 0
         if free <= at <= columns.bar - len(text):

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from agentrt.cli.run_trace import RunTrace, check_page
 from agentrt.cli.terminal import Terminal
-from agentrt.cli.trace import check_page, show_runs
 from agentrt.errors import ConfigError
 from agentrt.telemetry import Batch, LogLine, Metric, Point, Resource
 from agentrt.telemetry.file import File
-from agentrt.telemetry.trace_view import TraceView
+from tests.cli.commands import environment
 from tests.cli.conftest import Command
+from tests.cli.screen import Screen
 from tests.telemetry.example_runs import Recorder, busy_run, failed_run, simple_run
 
 Captured = pytest.CaptureFixture[str]
@@ -224,31 +225,72 @@ def test_a_terminal_gets_its_columns(stored: Path, command: Command, monkeypatch
 # --- a run that has just ended -------------------------------------------------------------------------
 
 
-def test_the_runs_of_a_view_are_drawn_on_stderr(capsys: Captured) -> None:
-    view = TraceView()
-    view.export(batch(simple_run(), failed_run()))
-    show_runs(view, Terminal(), is_drawn=True, page=None)
+def test_each_run_is_drawn_once_on_stderr(capsys: Captured) -> None:
+    traced = RunTrace(Terminal(), drawn=True, page=None)
+    ((name, view),) = traced.backends
+    assert name == "trace"
+    view.export(batch(simple_run()))
+    traced.draw()
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("\nAssistant · ok")
-    assert "\n\nAssistant · failed" in err
+    view.export(batch(failed_run()))
+    traced.end()
+    assert capsys.readouterr().err.startswith("\nAssistant · failed")
 
 
-def test_the_runs_of_a_view_are_written_as_a_page(tmp_path: Path, capsys: Captured) -> None:
-    view = TraceView()
-    view.export(batch(simple_run()))
+def test_a_page_alone_draws_nothing(tmp_path: Path, capsys: Captured) -> None:
     page = tmp_path / "run.html"
-    show_runs(view, Terminal(), is_drawn=False, page=str(page))
+    traced = RunTrace(Terminal(), drawn=False, page=str(page))
+    traced.view.export(batch(simple_run()))
+    traced.draw()
+    traced.end()
     assert "run-ada-1" in page.read_text()
     assert capsys.readouterr().err == f"the timeline is in {page}\n"
 
 
-def test_a_view_that_is_empty_or_not_whole_says_so(capsys: Captured) -> None:
-    show_runs(TraceView(), Terminal(), is_drawn=True, page=None)
-    assert capsys.readouterr().err == "warning: there is no trace to show: no span came of this run\n"
-    view = TraceView(max_spans=2)
-    view.export(batch(simple_run()))
-    show_runs(view, Terminal(), is_drawn=True, page=None)
+def test_what_is_missing_is_said(capsys: Captured) -> None:
+    RunTrace(Terminal(), drawn=True, page=None).end()
+    assert capsys.readouterr().err.startswith("warning: there is no trace to show: nothing was traced")
+    traced = RunTrace(Terminal(), drawn=True, page=None)
+    traced.view.export(batch(simple_run()))
+    traced.view.left_out = 2
+    traced.end()
     assert capsys.readouterr().err.startswith(
         "warning: the trace is not whole: 2 spans were too many to keep\n"
     )
+
+
+def test_run_draws_the_trace_and_writes_the_page(project: Path, command: Command) -> None:
+    ended = command("run", "agents:Bot", "hi", "--trace", "--trace-html", "run.html")
+    assert (ended.code, ended.out) == (0, "hi\n")
+    assert re.match(r"\nBot · ok · .*1 model call · \d+ → \d+ tokens", ended.err)
+    assert re.search(r"^└ chat echo .*█", ended.err, re.MULTILINE)
+    assert ended.err.endswith("the timeline is in run.html\n")
+    assert "chat echo" in (project / "run.html").read_text()
+
+
+def test_a_run_that_fails_is_traced_too(project: Path, command: Command) -> None:
+    ended = command("run", "agents:Boom", "hi", "--trace")
+    assert (ended.code, ended.out) == (1, "")
+    assert "error: Boom failed: ValueError: no: hi" in ended.err
+    assert re.search(r"^✗ invoke_agent Boom .*ValueError: no: hi$", ended.err, re.MULTILINE)
+
+
+def test_a_place_for_the_page_that_does_not_exist_is_told_before_the_run(command: Command) -> None:
+    ended = command("run", "agents:Boom", "hi", "--trace-html", "no/run.html")
+    assert (ended.code, ended.err) == (2, "error: --trace-html no/run.html: there is no folder no\n")
+
+
+def test_a_conversation_draws_every_turn(project: Path) -> None:
+    with Screen("run", "agents:Bot", "--trace", cwd=project, env=environment()) as screen:
+        screen.wait_for("> ")
+        screen.send("one\n")
+        screen.wait_for("scripted:echo")
+        screen.wait_for("> ")
+        screen.send("two\n")
+        screen.wait_for("scripted:echo")
+        screen.wait_for("> ")
+        screen.press("d")
+        assert screen.end() == 0
+        assert screen.text.count("1 model call") == 2

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from agentrt.errors import ConfigError
+from agentrt.errors import AgentrtError, ConfigError
 from agentrt.telemetry import Batch, LogLine, Resource, Span
 from agentrt.telemetry.console import Console
 from agentrt.telemetry.trace_view import TraceView
@@ -138,13 +138,15 @@ def test_similar_calls_are_all_printed_if_wanted(capsys: Captured) -> None:
     assert capsys.readouterr().err.count("execute_tool fetch  ") == 30
 
 
-def test_a_reader_that_has_gone_away_is_an_error_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_has_gone_away_is_told_and_nothing_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
-            raise BrokenPipeError
+            raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(AgentrtError, match="cannot write to stderr: Broken pipe"):
         Console().export(batch(failed_run().spans))
 
 

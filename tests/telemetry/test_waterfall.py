@@ -254,11 +254,11 @@ def test_own_time_is_what_children_and_waits_leave() -> None:
 SIMPLE = """\
 Assistant · ok · 3.00 s · 2 model calls, 1 tool call · 2,024 → 351 tokens
 run run-ada-1
-                                0       1 s     2 s
-invoke_agent Assistant   3.00 s ━━━━━━━━━━━━━━━━━━━━━━━━
-├ chat gpt-5-mini        1.00 s ████████                 820 → 41 tokens
-├ execute_tool search    500 ms         ████
-└ chat gpt-5-mini        1.50 s             ████████████ 1,204 → 310 tokens
+                                0         1 s       2 s
+invoke_agent Assistant   3.00 s ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
+├ chat gpt-5-mini        1.00 s ██████████                     820 → 41 tokens
+├ execute_tool search    500 ms           █████
+└ chat gpt-5-mini        1.50 s                ███████████████ 1,204 → 310 tokens
 time    chat gpt-5-mini 2.50 s (83%) · execute_tool search 500 ms (17%)
 """
 
