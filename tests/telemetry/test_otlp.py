@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 from opentelemetry import context as otel_context
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
@@ -472,7 +484,9 @@ class Services:
 
 
 @contextmanager
-def serving(services: Services, *, max_size: int = -1, port: int = 0) -> Iterator[str]:
+def serving(
+    services: Services, *, max_size: int = -1, port: int = 0, credentials: Any = None
+) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", max_size)])
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(
         services.answer(ExportTraceServiceResponse()), server
@@ -483,7 +497,10 @@ def serving(services: Services, *, max_size: int = -1, port: int = 0) -> Iterato
     logs_service_pb2_grpc.add_LogsServiceServicer_to_server(
         services.answer(ExportLogsServiceResponse()), server
     )
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    if credentials is None:
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+    else:
+        port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
     server.start()
     try:
         yield f"http://127.0.0.1:{port}"
@@ -568,6 +585,114 @@ async def test_a_restarted_server_is_found_again_by_grpc() -> None:
                 await asyncio.sleep(0.05)
     await otlp.aclose()
     assert len(services.requests) == 2
+
+
+async def test_a_time_to_wait_among_the_details_of_the_status_is_found() -> None:
+    details = Any_()
+    details.Pack(RetryInfo(retry_delay=Duration(seconds=4)))
+    status = Status(code=14, message="later", details=[details])
+    services = Services()
+    services.fails = [
+        (grpc.StatusCode.UNAVAILABLE, "later", (("grpc-status-details-bin", status.SerializeToString()),))
+    ]
+    with serving(services) as url:
+        error = await failure(Otlp(endpoint=url, protocol="grpc"))
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after == 4.0
+
+
+# --- TLS -------------------------------------------------------------------------------------------------
+
+
+class Certificates:
+    """An authority, and a certificate of its that both the server and the client show."""
+
+    def __init__(self, folder: Path) -> None:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        self.certificate, self.key = folder / "cert.pem", folder / "key.pem"
+        self.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+        self.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+@contextmanager
+def https(certificates: Certificates) -> Iterator[str]:
+    """A server that wants to see the client's certificate, too."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.certificate, certificates.key)
+    context.load_verify_locations(certificates.certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"https://localhost:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def grpcs(certificates: Certificates) -> Iterator[str]:
+    pem, key = certificates.certificate.read_bytes(), certificates.key.read_bytes()
+    credentials = grpc.ssl_server_credentials([(key, pem)], pem, require_client_auth=True)
+    with serving(Services(), credentials=credentials) as url:
+        yield url.replace("http://127.0.0.1", "https://localhost")
+
+
+@pytest.mark.parametrize(("protocol", "server"), [("http/protobuf", https), ("grpc", grpcs)])
+async def test_certificates_of_ones_own_are_shown_and_trusted(
+    certificates: Certificates, protocol: Any, server: Any
+) -> None:
+    with server(certificates) as url:
+        ours = {"certificate": certificates.certificate, "protocol": protocol, "endpoint": url}
+        both = {"client_certificate": certificates.certificate, "client_key": certificates.key}
+        await send(Otlp(**ours, **both), batch())
+        await failure(Otlp(**ours, timeout=2.0))  # shows none
+        untrusted = await failure(Otlp(endpoint=url, protocol=protocol, timeout=2.0))
+        assert "certificate" in str(untrusted).lower()
+
+
+async def test_a_forked_process_makes_connections_of_its_own(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    otlp = Otlp(endpoint=collector.url)
+    await otlp.export(Batch(RESOURCE, spans=(span(),)))
+    parents = otlp._senders["spans"]
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    await otlp.export(Batch(RESOURCE, spans=(span(),)))
+    assert otlp._senders["spans"] is not parents
+    await otlp.aclose()
+    await parents.aclose()
+    assert len(collector.spans) == 2
 
 
 # --- options and variables -------------------------------------------------------------------------------
