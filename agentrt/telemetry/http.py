@@ -88,10 +88,8 @@ class HttpSender:
             response = await client.send(request)
         except httpx2.TimeoutException as error:
             raise TransientError(f"{where}: no answer within {self.timeout:g} s") from error
-        except (
-            httpx2.HTTPError,
-            ssl.SSLError,
-        ) as error:  # the alert of TLS 1.3 about a missing certificate is bare
+        except (httpx2.HTTPError, ssl.SSLError) as error:
+            # Bare is what TLS 1.3 says after its handshake: that we had to show a certificate.
             raise self._unreachable(where, error) from error
         if 200 <= response.status_code < 300:
             return response.content
