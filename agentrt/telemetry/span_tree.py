@@ -353,6 +353,10 @@ def _shift(child: Node, parent: Node, shifts: dict[int, int]) -> None:
 def _fill(node: Node) -> None:
     """Put the moments among the children, all in order of time. At the same time what happened comes before what
     began because of it."""
+    attempts = [child for child in node.children if child.kind == "attempt" and child.target]
+    if len({attempt.target for attempt in attempts}) > 1:  # which one it was is what one wants to know
+        for attempt in attempts:
+            attempt.name = f"{attempt.name} {attempt.target}"
     if node.span is not None:
         node.items.extend(_moments(node))
     node.items.sort(key=lambda item: (item.start, isinstance(item, Node)))

@@ -106,7 +106,7 @@ def _rows(tree: Tree) -> list[dict[str, Any]]:
 
 
 def _span_row(node: Node, tree: Tree) -> dict[str, Any]:
-    shows_target = node.target and node.kind != "tool" and node.target not in node.name
+    shows_target = node.target and not node.target.startswith("tool:") and node.target not in node.name
     row: dict[str, Any] = {
         "kind": node.kind,
         "name": node.name,

@@ -212,7 +212,7 @@ def _facts(item: Node | Moment | _Rest, look: Look) -> list[str]:
     if item.tokens is not None and item.kind != "attempt":
         facts.append(_tokens(item.tokens, look))
     facts += item.remarks
-    if item.target and item.target not in item.name and item.kind != "tool":
+    if item.target and item.target not in item.name and not item.target.startswith("tool:"):
         facts.append(item.target)
     return [printable(fact) for fact in facts]
 

@@ -68,12 +68,12 @@ def test_attempts_waits_and_changes_stand_in_the_order_in_which_they_happened() 
         "invoke_agent TravelPlanner",
         ".search_memory",
         ".chat gpt-5-mini",
-        "..attempt 1",
+        "..attempt 1 openai:gpt-5-mini",
         "..retry",
-        "..attempt 2",
+        "..attempt 2 openai:gpt-5-mini",
         "..circuit closed → open",
         "..fallback",
-        "..attempt 1",
+        "..attempt 1 anthropic:claude-haiku",
     ]
 
 
@@ -283,9 +283,9 @@ def test_tools_at_the_same_time_overlap_and_calls_after_another_do_not() -> None
 
 
 def test_retries_waits_fallback_circuit_and_errors_are_named() -> None:
-    text = "\n".join(drawn(busy_run(), width=130))
+    text = "\n".join(drawn(busy_run(), width=160))
     assert re.search(r"├ chat gpt-5-mini +3.49 s .*degraded · 3 attempts · 1,630 → 210 tokens", text)
-    assert re.search(r"│ ├ ✗ attempt 1 +600 ms +█+ +TransientError: 503 Service", text)
+    assert re.search(r"│ ├ ✗ attempt 1 openai:gpt-5-mini +600 ms +█+ +TransientError: 503 Service", text)
     assert re.search(r"│ ├ ◆ retry +810 ms +░+ +TransientError", text)
     assert re.search(r"│ ├ ◆ circuit closed → open +◆ +openai:gpt-5-mini", text)
     assert re.search(r"│ ├ ◆ fallback +◆ +to anthropic:claude-haiku", text)
