@@ -1,24 +1,30 @@
 """A batch in several requests: cut to a service's limits, nothing sent twice when the batch is tried again.
 
-delivery = Delivery(self._parts, self._send)
+    delivery = Delivery("acme", self._parts, self._send, timeout=10.0)
 
-async def export(self, batch):
-    await delivery.deliver(batch)
+    async def export(self, batch):
+        await delivery.deliver(batch)
+
+`parts` cuts to limits, `Delivery` sends and remembers, `cut_texts` makes a single item small enough.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from msgspec import Struct
 
-from agentrt.errors import PermanentError
+from agentrt.errors import PermanentError, TransientError
 from agentrt.telemetry.http import TooLarge
 from agentrt.telemetry.signals import Batch
 
-__all__ = ["Delivery", "Part", "cut_texts", "parts"]
+__all__ = ["GRACE", "Delivery", "Part", "cut_texts", "parts"]
+
+GRACE = 1.0
+"""Seconds that a backend's `timeout`, the exporter's limit, is longer than its delivery's, which says what was slow."""
 
 
 class Part(Struct, frozen=True, eq=False):
@@ -71,13 +77,22 @@ class Delivery:
     A part that is too large is sent in halves. One that is refused for good is lost, and the rest is sent all the
     same; at the end its error is raised. Where the fault is the target's (a wrong key) the rest is not tried. After
     any other error the same batch, delivered again, goes on with the part that failed.
+
+    `name`: whose it is, for messages. `timeout`: seconds for all that is left of a batch, each time.
     """
 
     def __init__(
-        self, split: Callable[[Batch], Iterable[Part]], send: Callable[[Part], Awaitable[None]]
+        self,
+        name: str,
+        split: Callable[[Batch], Iterable[Part]],
+        send: Callable[[Part], Awaitable[None]],
+        *,
+        timeout: float,
     ) -> None:
+        self._name = name
         self._split = split
         self._send = send
+        self._timeout = timeout
         self._batch: Batch | None = None
         self._left: deque[Part] = deque()
         self._refused: PermanentError | None = None
@@ -87,22 +102,32 @@ class Delivery:
         if batch is not self._batch:
             self._left = deque(self._split(batch))
             self._batch, self._refused = batch, None
-        while self._left:
-            try:
-                await self._send(self._left[0])
-            except TooLarge as error:
-                self._halve(error)
-            except PermanentError as error:
-                if error.fault == "target":
-                    self._batch = None
-                    raise
-                self._refused = self._refused or error
-                self._left.popleft()
-            else:
-                self._left.popleft()
+        try:
+            # Later than the limit of a single request, which names the server.
+            async with asyncio.timeout(self._timeout + GRACE / 2):
+                while self._left:
+                    await self._send_first()
+        except TimeoutError as error:
+            raise TransientError(
+                f"{self._name}: a batch was not delivered within {self._timeout:g} s; requests left: {len(self._left)}"
+            ) from error
         self._batch, refused = None, self._refused
         if refused is not None:
             raise refused
+
+    async def _send_first(self) -> None:
+        try:
+            await self._send(self._left[0])
+        except TooLarge as error:
+            self._halve(error)
+        except PermanentError as error:
+            if error.fault == "target":
+                self._batch = None
+                raise
+            self._refused = self._refused or error
+            self._left.popleft()
+        else:
+            self._left.popleft()
 
     def _halve(self, error: TooLarge) -> None:
         part = self._left.popleft()

@@ -5,6 +5,7 @@ Credentials, profiles and endpoints are found as boto finds them. boto's own ret
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -33,20 +34,22 @@ class Place:
 
 
 class AwsClient:
-    """`service`: as boto names it, and as its permissions begin ("logs:PutLogEvents")."""
+    """`service`: as boto names it, and as its permissions begin ("logs:PutLogEvents"). Its connections belong to the
+    event loop of the first call; on another loop, as in a forked process, it is made anew."""
 
     def __init__(self, service: str, place: Place) -> None:
         self.service = service
         self.place = place
         self._stack: AsyncExitStack | None = None
         self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def call(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to an operation ("put_log_events"). Raises TransientError, ThrottledError or PermanentError."""
         from agentrt_aws.failures import failure
 
         try:
-            if self._client is None:
+            if self._client is None or self._loop is not asyncio.get_running_loop():
                 await self._make()
             answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
         except Exception as error:
@@ -67,7 +70,7 @@ class AwsClient:
 
     async def aclose(self) -> None:
         stack, self._stack, self._client = self._stack, None, None
-        if stack is not None:
+        if stack is not None and self._loop is asyncio.get_running_loop():
             await stack.aclose()
 
     async def _make(self) -> None:
@@ -90,7 +93,7 @@ class AwsClient:
                 config=config,
             )
         )
-        self._stack = stack
+        self._stack, self._loop = stack, asyncio.get_running_loop()
 
     def _session(self) -> Any:
         import aioboto3

@@ -14,7 +14,7 @@ import msgspec
 
 from agentrt import options
 from agentrt.errors import ConfigError, PermanentError
-from agentrt.telemetry.delivery import Delivery, Part, cut_texts, parts
+from agentrt.telemetry.delivery import GRACE, Delivery, Part, cut_texts, parts
 from agentrt.telemetry.signals import Batch, LogLine, Signal
 from agentrt_aws.client import AwsClient, Place
 from agentrt_aws.ids import xray_trace_id
@@ -68,14 +68,14 @@ class CloudWatchLogs:
                 f"retention must be one of {', '.join(map(str, RETENTIONS))} days, not {retention!r}"
             )
         self.interval = options.seconds("interval", interval)
-        self.timeout = options.seconds("timeout", timeout)
+        self.timeout = options.seconds("timeout", timeout) + GRACE
         self.log_group = log_group
         self.log_stream = log_stream
         self._create = create
         self._retention = retention
         place = Place(TABLE, region=region, profile=profile, endpoint=endpoint, timeout=timeout)
         self._client = AwsClient("logs", place)
-        self._delivery = Delivery(self._parts, self._send)
+        self._delivery = Delivery(TABLE, self._parts, self._send, timeout=timeout)
 
     async def export(self, batch: Batch, /) -> None:
         if self.log_group is None:

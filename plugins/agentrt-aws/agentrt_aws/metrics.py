@@ -14,7 +14,7 @@ import msgspec
 from agentrt import options
 from agentrt.errors import ConfigError
 from agentrt.telemetry.buckets import values_of
-from agentrt.telemetry.delivery import Delivery, Part, parts
+from agentrt.telemetry.delivery import GRACE, Delivery, Part, parts
 from agentrt.telemetry.signals import Attributes, Batch, Histogram, Metric, Point, Signal
 from agentrt_aws.client import AwsClient, Place
 
@@ -82,10 +82,10 @@ class CloudWatchMetrics:
         self.namespace = namespace
         self.dimensions = tuple(options.text("dimensions", name) for name in dimensions)
         self.interval = options.seconds("interval", interval)
-        self.timeout = options.seconds("timeout", timeout)
+        self.timeout = options.seconds("timeout", timeout) + GRACE
         place = Place(TABLE, region=region, profile=profile, endpoint=endpoint, timeout=timeout)
         self._client = AwsClient("cloudwatch", place)
-        self._delivery = Delivery(self._parts, self._send)
+        self._delivery = Delivery(TABLE, self._parts, self._send, timeout=timeout)
         self._left_out: set[str] = set()
 
     async def export(self, batch: Batch, /) -> None:

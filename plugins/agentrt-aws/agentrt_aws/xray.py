@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentrt import options
 from agentrt.errors import ConfigError, PermanentError, ThrottledError
-from agentrt.telemetry.delivery import Delivery, Part, parts
+from agentrt.telemetry.delivery import GRACE, Delivery, Part, parts
 from agentrt.telemetry.http import HttpSender, check_url
 from agentrt.telemetry.signals import Batch, Resource, Signal, Span
 from agentrt_aws.client import AwsClient, Place
@@ -77,7 +77,7 @@ class XRay:
             raise ConfigError(f"annotations may be {MOST_ANNOTATIONS} names at most, not {len(annotations)}")
         self.annotations = frozenset(options.text("annotations", name) for name in annotations)
         self.interval = options.seconds("interval", interval)
-        self.timeout = options.seconds("timeout", timeout)
+        self.timeout = options.seconds("timeout", timeout) + GRACE
         place = Place(TABLE, region=region, profile=profile, endpoint=endpoint, timeout=timeout)
         self._endpoint = place.endpoint
         self._client = AwsClient("xray", place)
@@ -90,9 +90,8 @@ class XRay:
         self._signer: Signer | None = None
         self._messages: Messages | None = None
         self._resource: Resource | None = None
-        self._delivery = (
-            Delivery(self._documents, self._put) if mode == "segments" else Delivery(self._spans, self._post)
-        )
+        split, send = (self._documents, self._put) if mode == "segments" else (self._spans, self._post)
+        self._delivery = Delivery(TABLE, split, send, timeout=timeout)
 
     async def export(self, batch: Batch, /) -> None:
         self._resource = batch.resource

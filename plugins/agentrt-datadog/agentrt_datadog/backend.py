@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from agentrt import options
 from agentrt.errors import CallError, ConfigError, PermanentError
 from agentrt.plugins import Host
+from agentrt.telemetry.delivery import GRACE
 from agentrt.telemetry.http import check_url
 from agentrt.telemetry.otlp import Otlp
 from agentrt.telemetry.signals import Batch, Resource, Signal
@@ -28,7 +29,7 @@ class Datadog:
     reference. `site`: DD_SITE, or datadoghq.com. `intake`: the base of an address that stands for the site's, of a
     proxy. `env`, `version`, `service`: Datadog's names for the deployment (DD_ENV, DD_VERSION, DD_SERVICE; else what
     the resource says). `tags`: more of them, for all. `interval`: seconds between two batches (10.0). `timeout`:
-    seconds for one (10.0).
+    seconds for one, on each of the two ways (10.0).
     """
 
     delta = True
@@ -48,7 +49,7 @@ class Datadog:
         timeout: float = 10.0,
     ) -> None:
         self.interval = options.seconds("interval", interval)
-        self.timeout = options.seconds("timeout", timeout)
+        options.seconds("timeout", timeout)
         self._names = {
             "service.name": service or os.environ.get("DD_SERVICE"),
             "service.version": version or os.environ.get("DD_VERSION"),
@@ -66,6 +67,8 @@ class Datadog:
         wanted: set[Signal] = set(self._agent.signals) if self._agent is not None else set()
         if self._intake is not None:
             wanted |= {"metrics", "logs"}
+        # One after the other.
+        self.timeout = (2 if self._agent and self._intake else 1) * timeout + GRACE
         self.signals: tuple[Signal, ...] = tuple(sorted(wanted, reverse=True))
         self._batch: Batch | None = None
         self._left: list[Callable[[], Awaitable[None]]] = []

@@ -51,7 +51,7 @@ class Intake:
         )
         self._host = host_name()
         self._left_out: set[str] = set()
-        self._delivery = Delivery(self._parts, self._send)
+        self._delivery = Delivery("datadog", self._parts, self._send, timeout=timeout)
 
     async def open(self, host: Host) -> None:
         self._credential.open(host)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from agentrt import options
 from agentrt.errors import ConfigError
+from agentrt.telemetry.delivery import GRACE
 from agentrt.telemetry.http import check_url
 from agentrt.telemetry.signals import Batch, Signal
 
@@ -57,7 +59,8 @@ class Prometheus:
         self.grouping = _checked_grouping(grouping or {})
         self.delete_on_exit = delete_on_exit
         self.interval = options.seconds("interval", interval)
-        self.timeout = options.seconds("timeout", timeout)
+        self._push_timeout = options.seconds("timeout", timeout)
+        self.timeout = timeout + GRACE
         self._headers = dict(headers or {})
         self._scope_labels = scope_labels
         self._registry: Any = None
@@ -65,6 +68,7 @@ class Prometheus:
         self._endpoint: Any = None
         self._gateway: Any = None
         self._group: str | None = None
+        self._process = 0
 
     async def open(self, host: object) -> None:
         """Begin to listen. Raises ConfigError if the port is taken."""
@@ -83,8 +87,8 @@ class Prometheus:
     async def aclose(self) -> None:
         """Stop listening; remove the group if that is wanted. What was exported last has been pushed already."""
         endpoint, self._endpoint = self._endpoint, None
-        if endpoint is not None:
-            endpoint.close()
+        if endpoint is not None and self._process == os.getpid():
+            endpoint.close()  # but not a parent's, whose thread is not here
         gateway, self._gateway = self._gateway, None
         if gateway is not None:
             try:
@@ -95,7 +99,7 @@ class Prometheus:
         self._registry = None
 
     def _start(self) -> None:
-        if self._registry is not None:
+        if self._registry is not None and self._process == os.getpid():
             return
         from prometheus_client import CollectorRegistry
 
@@ -110,8 +114,8 @@ class Prometheus:
             self._endpoint = Endpoint(registry, host=self.host, port=self.port)
             self.port = self._endpoint.port
         if self.gateway is not None:
-            self._gateway = Gateway(self.gateway, headers=self._headers, timeout=self.timeout)
-        self._registry, self._families = registry, families
+            self._gateway = Gateway(self.gateway, headers=self._headers, timeout=self._push_timeout)
+        self._registry, self._families, self._process = registry, families, os.getpid()
 
 
 def _checked_grouping(grouping: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from agentrt import options
-from agentrt.telemetry.delivery import Delivery, Part, parts
+from agentrt.telemetry.delivery import GRACE, Delivery, Part, parts
 from agentrt.telemetry.http import HttpSender, check_url
 from agentrt.telemetry.signals import Batch, Signal
 from agentrt_zipkin.encoding import encode
@@ -43,13 +43,13 @@ class Zipkin:
             else check_url("endpoint", endpoint)
         )
         self.interval = options.seconds("interval", interval)
-        self.timeout = options.seconds("timeout", timeout)
+        self.timeout = options.seconds("timeout", timeout) + GRACE
         self._headers = {"content-type": "application/json", **(headers or {})}
         self._http = HttpSender(
             "zipkin", key_setting="[telemetry.zipkin] headers", url_setting="[telemetry.zipkin] endpoint",
             timeout=timeout,
         )  # fmt: skip
-        self._delivery = Delivery(self._parts, self._send)
+        self._delivery = Delivery("zipkin", self._parts, self._send, timeout=timeout)
 
     async def export(self, batch: Batch, /) -> None:
         await self._delivery.deliver(batch)
