@@ -178,7 +178,7 @@ class File:
     def _rotate(self) -> None:
         """Called with the lock. The file itself goes last: until then every other process waits for it."""
         packed = self._old(1, ".gz")
-        fresh = packed.with_name(f"{packed.name}.{os.getpid()}.part")
+        fresh = packed.with_name(f"{packed.name}.part")  # one name: who is killed here leaves only one behind
         if self.compress:
             self._pack(fresh)
         for suffix in ("", ".gz"):

@@ -256,6 +256,16 @@ def test_a_rotation_that_fails_loses_nothing(tmp_path: Path) -> None:
     assert len(list(read(path, older=True))) == 6
 
 
+def test_what_a_killed_rotation_left_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    (tmp_path / "t.jsonl.1.gz.part").write_bytes(b"half of it")
+    file = File(path=path, max_bytes=100, compress=True)
+    file.export(batch())
+    file.export(batch())
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["t.jsonl", "t.jsonl.1.gz"]
+    assert len(list(read(path, older=True))) == 12
+
+
 def test_a_directory_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").mkdir()
     with pytest.raises(IsADirectoryError, match=r"t\.jsonl: there is a directory of this name"):
