@@ -134,7 +134,8 @@ async def test_lines_inside_a_run_name_it_and_its_agent(opened: Open, path: Path
     logs = opened(to(path))
     async with Runtime() as runtime:
         result = await runtime.run(_log_in_run, "hi")
-    ours, theirs = written(logs, path)
+    lines = {line["logger"]: line for line in written(logs, path)}
+    ours, theirs = lines["agentrt.run"], lines["lib"]
     assert (ours["message"], ours["context"], ours["logger"]) == ("inside", {"step": 1}, "agentrt.run")
     assert ours["run"] == theirs["run"] == result.run_id
     assert ours["agent"] == theirs["agent"] == "_log_in_run"
