@@ -13,8 +13,8 @@ CLOSE_SECONDS = 5.0
 LAST_MOMENT = 0.1
 """Seconds that what does not close in its time has, once it is cancelled."""
 
-Closer = tuple[str, Callable[[], Awaitable[object]]]
-"""What is closed, for messages, and how."""
+Closer = tuple[str, Callable[[float], Awaitable[object]]]
+"""What is closed, for messages, and how; the function gets the seconds that it has."""
 
 
 async def close_all(closers: list[Closer]) -> None:
@@ -30,10 +30,11 @@ async def close_all(closers: list[Closer]) -> None:
     problems: list[BaseException] = []
     interrupted: asyncio.CancelledError | None = None
     for following, (name, close) in zip(reversed(range(len(closers))), closers, strict=True):
-        task = asyncio.ensure_future(close())
         rest = max(0.0, end - loop.time())
+        seconds = rest / 2 if following else max(0.0, rest - LAST_MOMENT)
+        task = asyncio.ensure_future(close(seconds))
         try:
-            await asyncio.wait([task], timeout=rest / 2 if following else max(0.0, rest - LAST_MOMENT))
+            await asyncio.wait([task], timeout=seconds)
             if not task.done():
                 late.append(name)
                 task.cancel()

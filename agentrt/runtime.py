@@ -236,23 +236,25 @@ class Runtime:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close agents, clients, memory, telemetry and secrets, in this order, within 5 s.
+        """Close agents, clients, memory, secrets and telemetry, in this order, within 5 s.
 
         No run can be started from now on. What fails to close does not keep the others open; the first such error
         is raised at the end, or an `AgentrtError` that names what did not end in time.
         """
         self._closed = True
-        closers: list[Closer] = [
+        closing: list[tuple[str, Callable[[], Awaitable[object]]]] = [
             (f"the agent {self._hosted[key][1].name}", stay.leave)
             for key, stay in reversed(self._stays.items())
         ]
-        closers.append(("the model clients", self._clients.aclose))
+        closing.append(("the model clients", self._clients.aclose))
         if self._memory is not None and not self._memory_is_given:
-            closers.append(("the memory", functools.partial(close_plugin, self._memory)))
-        closers += [("telemetry", functools.partial(close_plugin, b)) for b in reversed(self._opened)]
-        closers.append(("telemetry", self.telemetry.aclose))
+            closing.append(("the memory", functools.partial(close_plugin, self._memory)))
         if self._secrets is not None:
-            closers.append(("the secrets", self._secrets.aclose))
+            closing.append(("the secrets", self._secrets.aclose))
+        closing += [("telemetry", functools.partial(close_plugin, b)) for b in reversed(self._opened)]
+        closers: list[Closer] = [(name, _in_any_time(close)) for name, close in closing]
+        # Last: what the others do at their end is told, too. It takes the time that it is given, and no more.
+        closers.append(("telemetry", lambda seconds: self.telemetry.aclose(0.95 * seconds)))
         self._stays, self._hosted, self._passing, self._opened = {}, {}, {}, []
         try:
             await close_all(closers)
@@ -434,6 +436,10 @@ class Runtime:
         own = getattr(agent, "limits", None) or Limits()
         defaults = {**asdict(own), "seconds": self.config.run.timeout_or(own.seconds)}
         return self.config.make(Limits, "run", "limits", defaults=defaults)
+
+
+def _in_any_time(close: Callable[[], Awaitable[object]]) -> Callable[[float], Awaitable[object]]:
+    return lambda seconds: close()
 
 
 class _Host:

@@ -6,11 +6,9 @@ import asyncio
 import logging
 import math
 import re
-import threading
-import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from agentrt.call import Call
 from agentrt.config.sections import TelemetrySection
@@ -22,6 +20,7 @@ from agentrt.telemetry.processor import EndedRun, Measured, Processor
 from agentrt.telemetry.protocol import Collect, combine
 from agentrt.telemetry.redaction import Redactor
 from agentrt.telemetry.signals import Metric, Resource
+from agentrt.threads import WorkerThreads
 
 if TYPE_CHECKING:
     from agentrt.middleware.telemetry import Tracing
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RuntimeTelemetry"]
 
-T = TypeVar("T")
 logger = logging.getLogger("agentrt.telemetry")
 
 SHUTDOWN_SECONDS = 5.0
@@ -62,6 +60,7 @@ class RuntimeTelemetry:
         self._own_process = own_process
         self._is_closed = False
         self._told: set[str] = set()
+        self._threads = WorkerThreads(limit=2, idle_seconds=1.0, name="agentrt telemetry end")
         collectors = [backend for _, backend in self.backends if hasattr(backend, "collect")]
         self._collectors = [each for each in collectors if getattr(each, "is_used", True)]
         self._exporters = [
@@ -118,11 +117,7 @@ class RuntimeTelemetry:
         if number is None:
             raise ConfigError(f"{level!r} is not a log level; use debug, info, warning, error or critical")
         _run_logger.log(number, message, extra={**(extra or {}), "context": context}, stacklevel=3)
-        if self._logs_wanted and number >= logging.INFO and not self._logs_are_forwarded():
-            from agentrt.telemetry.log_format import log_line
-
-            ids = None if self._spans is None else self._spans.current_ids
-            self._processor.offer(log_line(level, message, context, ids=ids))
+        self._send_line(number, message, context, _run_logger)
 
     def record_metric(
         self,
@@ -170,12 +165,14 @@ class RuntimeTelemetry:
 
     def run_started(self, ctx: Any) -> Any:
         """A run begins: its span becomes the current one. Returns what `run_ended` wants back."""
-        if self._spans is None:
-            return None
-        return self._spans.run_started(ctx)
+        token = None if self._spans is None else self._spans.run_started(ctx)
+        self._tell_of_run(ctx, "info", "run started", {})
+        return token
 
     def run_ended(self, ctx: Any, token: Any, seconds: float, error: BaseException | None) -> None:
         """A run ended after `seconds`."""
+        if error is not None:
+            self._tell_of_run(ctx, "error", "run failed", {"error": _described(error), "seconds": seconds})
         if self._spans is not None:
             self._spans.leave(token)
         if not self.is_on:
@@ -214,7 +211,7 @@ class RuntimeTelemetry:
 
     async def flush(self, seconds: float = 5.0) -> bool:
         """Deliver everything that came until now; False if that was not done in `seconds`."""
-        return await _in_thread(lambda: self._processor.flush(seconds))
+        return await self._threads.run(self._processor.flush, seconds)
 
     def report(self) -> list[Delivered]:
         """What each exporting backend delivered and lost so far."""
@@ -236,9 +233,8 @@ class RuntimeTelemetry:
         if self._spans is not None:
             self._spans.close()
         if self._exporters:
-            until = time.monotonic() + seconds
             try:
-                await _in_thread(lambda: self._processor.close(until - time.monotonic()))
+                await self._threads.run(self._processor.close, seconds)
             finally:
                 for report in self.report():
                     if report.lost:
@@ -253,8 +249,23 @@ class RuntimeTelemetry:
 
         return current()
 
-    def _logs_are_forwarded(self) -> bool:
-        return self._own_logs() is not None
+    def _tell_of_run(self, ctx: Any, level: str, message: str, context: dict[str, Any]) -> None:
+        number = logging.INFO if level == "info" else logging.ERROR
+        if _outcomes.isEnabledFor(number):
+            extra = {"run": ctx.id, "agent": ctx.agent_name, "context": context}
+            _outcomes.log(number, message, extra=extra)
+        self._send_line(number, message, context, _outcomes)
+
+    def _send_line(
+        self, number: int, message: str, context: Mapping[str, Any], source: logging.Logger
+    ) -> None:
+        """Hand a line to the backends, unless the logs of this process do."""
+        if not self._logs_wanted or number < logging.INFO or self._own_logs() is not None:
+            return
+        from agentrt.telemetry.log_format import level_name, log_line
+
+        ids = None if self._spans is None else self._spans.current_ids
+        self._processor.offer(log_line(level_name(number), message, context, logger=source.name, ids=ids))
 
     def _note_dropped(self, backend: str, signal: str, reason: str, count: int) -> None:
         self._processor.note_dropped(backend, signal, reason, count)
@@ -266,6 +277,15 @@ class RuntimeTelemetry:
 
 
 _run_logger = logging.getLogger("agentrt.run")
+_outcomes = logging.getLogger("agentrt.runs")
+"""Says that runs start and fail. A failure also reaches the caller, who need not be told twice on a terminal."""
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # a __str__ of the user's that fails
+        return type(error).__name__
 
 
 def _run_attributes(ctx: Any) -> dict[str, Any]:
@@ -298,33 +318,6 @@ def _metric_problem(name: object, value: object, kind: str) -> str | None:
     if kind == "histogram" and value < 0 and (name.endswith(("duration", ".time", "_seconds"))):
         return f"{name}: a duration is not negative, as {value!r} is"
     return None
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Run what blocks, in a daemon thread: one that hangs must not keep the process."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def finish(result: Any, error: BaseException | None) -> None:
-        if not done.done():
-            if error is None:
-                done.set_result(result)
-            else:
-                done.set_exception(error)
-
-    def work() -> None:
-        result, problem = None, None
-        try:
-            result = function()
-        except BaseException as error:
-            problem = error
-        try:
-            loop.call_soon_threadsafe(finish, result, problem)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits any more
-
-    threading.Thread(target=work, name="agentrt telemetry end", daemon=True).start()
-    return await done
 
 
 class _ThreadHost:

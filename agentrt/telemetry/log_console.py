@@ -11,6 +11,9 @@ from agentrt.telemetry.log_format import Entry, as_json, as_text, one_line, pair
 
 __all__ = ["Console", "Shown", "Stderr"]
 
+OUTCOMES = "agentrt.runs"
+"""The logger that says that runs start and fail."""
+
 MAX_SAID = 1000
 """So many different errors are remembered."""
 
@@ -59,7 +62,7 @@ class Shown:
             self._console.say(as_json(entry, service).decode())
         elif self._format == "text":
             self._console.say(as_text(entry, service))
-        elif not self._was_said(entry):
+        elif not self._is_known(entry):
             self._console.say(self._short(entry))
 
     def _short(self, entry: Entry) -> str:
@@ -77,7 +80,10 @@ class Shown:
         milliseconds = entry.time_ns // 1_000_000 % 1000
         return f"{self._console.style(f'{clock}.{milliseconds:03d}', 'dim')} {text}"
 
-    def _was_said(self, entry: Entry) -> bool:
+    def _is_known(self, entry: Entry) -> bool:
+        """True for what was said before, and for how a run ended unless somebody follows runs: the command says it."""
+        if entry.logger == OUTCOMES and not self._with_time:
+            return True
         if entry.number < logging.ERROR or not entry.logger.startswith("agentrt."):
             return False
         what = (entry.logger, entry.message)
