@@ -45,6 +45,7 @@ _MOMENTS: dict[str, MomentKind] = {
 }
 _ATTEMPT = re.compile(r"attempt \d+$")
 
+RUN_ID = "agentrt.run.id"
 TOLERANCE_NS = 1_000_000
 """A child may begin this much before its parent without a word: clocks are read one after the other."""
 
@@ -143,7 +144,7 @@ class Node(Struct, eq=False):
 
     @property
     def run_id(self) -> str:
-        run = self.attribute("agentrt.run.id")
+        run = self.attribute(RUN_ID)
         return run if isinstance(run, str) else ""
 
     def attribute(self, name: str) -> Any:
@@ -222,22 +223,25 @@ class Tree(Struct, eq=False):
 
 
 def build_trees(spans: Iterable[Span], logs: Iterable[LogLine] = ()) -> list[Tree]:
-    """One tree for each trace among `spans`, in order of time, each with its log lines at the spans that wrote them.
+    """One tree for each trace among `spans`, in order of time, each with its log lines at the spans that wrote them (or
+    at the run, if only that is known).
 
     A span that comes twice counts once, as it came last.
     """
     traces: dict[str, dict[str, Span]] = {}
     for span in spans:
         traces.setdefault(span.trace_id, {})[span.span_id] = span
-    lines: dict[tuple[str, str], list[LogLine]] = {}
+    lines: dict[tuple[str, ...], list[LogLine]] = {}
     for line in logs:
         if line.trace_id is not None and line.span_id is not None:
             lines.setdefault((line.trace_id, line.span_id), []).append(line)
+        elif RUN_ID in line.attributes:
+            lines.setdefault((str(line.attributes[RUN_ID]),), []).append(line)
     trees = [_tree(list(found.values()), lines) for found in traces.values()]
     return sorted(trees, key=lambda tree: tree.start)
 
 
-def _tree(spans: Sequence[Span], lines: dict[tuple[str, str], list[LogLine]]) -> Tree:
+def _tree(spans: Sequence[Span], lines: dict[tuple[str, ...], list[LogLine]]) -> Tree:
     nodes = {span.span_id: _node(span) for span in sorted(spans, key=lambda span: span.start_ns)}
     children: dict[str, list[Node]] = {}
     roots: list[Node] = []
@@ -258,9 +262,10 @@ def _tree(spans: Sequence[Span], lines: dict[tuple[str, str], list[LogLine]]) ->
         if node.is_open:
             node.end = max(node.start, end)
         if node.span is not None:
-            node.logs = sorted(
-                lines.get((node.span.trace_id, node.span.span_id), []), key=lambda line: line.time_ns
-            )
+            found = list(lines.get((node.span.trace_id, node.span.span_id), ()))
+            if node.kind == "run":  # what was written in its run, but in no span
+                found += lines.get((node.run_id,), ())
+            node.logs = sorted(found, key=lambda line: line.time_ns)
     for node in order:
         _fill(node)
     return Tree.of(*sorted(roots, key=lambda root: root.start))

@@ -270,6 +270,69 @@ def test_run_draws_the_trace_and_writes_the_page(project: Path, command: Command
     assert "chat echo" in (project / "run.html").read_text()
 
 
+PLANNER = """
+import asyncio
+
+from agentrt import Agent, ToolError, TransientError, tool
+
+left = 2
+
+
+@tool(idempotent=True)
+async def flaky() -> str:
+    global left
+    left -= 1
+    if left >= 0:
+        raise TransientError("overloaded")
+    return "ok"
+
+
+@tool
+async def book() -> str:
+    raise ToolError("no seat left")
+
+
+class Child(Agent):
+    model = "scripted:echo"
+
+
+class Planner:
+    async def run(self, message, ctx):
+        await asyncio.gather(ctx.tool(flaky), ctx.tool(book), return_exceptions=True)
+        with ctx.start_span("rank"):
+            ctx.log("warning", "ranked", count=3)
+        return (await ctx.run(Child, message)).text
+"""
+
+
+def test_what_run_has_stored_is_what_trace_draws(project: Path, command: Command) -> None:
+    (project / "planner.py").write_text(PLANNER)
+    (project / "agentrt.toml").write_text(
+        '[telemetry.file]\npath = "t.jsonl"\n[telemetry.console]\nstream = "stderr"\n'
+        "[pipeline.retry]\ninitial_delay = 0.02\n"
+    )
+    ran = command("run", "planner.py:Planner", "hi", "--trace-html", "run.html")
+    assert (ran.code, ran.out) == (0, "hi\n")
+    stored = command("trace", "t.jsonl")
+    assert (stored.code, stored.err) == (0, "")
+    # The console backend has drawn it as well.
+    assert stored.out in ran.err
+    for line in (
+        r"Planner · ok · .* · 1 model call, 2 tool calls · .* · 1 failure inside",
+        r"├ execute_tool flaky .*░.* 3 attempts$",
+        r"│ ├ ✗ attempt 1 .*TransientError: overloaded$",
+        r"│ ├ ◆ retry .*░.* TransientError$",
+        r"│ └ attempt 3 ",
+        r"├ ✗ execute_tool book .*ToolError: no seat left$",
+        r"├ rank ",
+        r"└ invoke_agent Child ",
+        r"  └ chat echo .* tokens",
+        r"failed  execute_tool book: ToolError: no seat left$",
+    ):
+        assert re.search(f"^{line}", stored.out, re.MULTILINE), f"{line}\n{stored.out}"
+    assert "ranked" in (project / "run.html").read_text()
+
+
 def test_a_run_that_fails_is_traced_too(project: Path, command: Command) -> None:
     ended = command("run", "agents:Boom", "hi", "--trace")
     assert (ended.code, ended.out) == (1, "")

@@ -8,7 +8,7 @@ from typing import IO, cast
 
 import pytest
 
-from agentrt.telemetry import Span, SpanEvent
+from agentrt.telemetry import LogLine, Span, SpanEvent
 from agentrt.telemetry.look import ASCII, Look, cut, duration, printable
 from agentrt.telemetry.span_tree import Tree, build_trees
 from agentrt.telemetry.time_shares import own, time_shares
@@ -192,8 +192,10 @@ def test_a_clock_that_was_set_back_makes_no_negative_time() -> None:
 def test_log_lines_are_with_the_span_that_wrote_them() -> None:
     r = busy_run()
     r.log("info", "nowhere", 1.0, None)
+    r.logs.append(LogLine(r.at(1.0), "info", "in the run", "bot", {"agentrt.run.id": "run-7f3a2c"}))
     logged = {node.name: [line.message for line in node.logs] for node in tree_of(r).nodes() if node.logs}
     assert logged == {
+        "invoke_agent TravelPlanner": ["in the run"],
         "chat gpt-5-mini": ["gpt-5-mini is overloaded"],
         "SELECT flights": ["182 rows"],
         "chat claude-haiku": ["answer is ready"],
@@ -292,8 +294,7 @@ def test_retries_waits_fallback_circuit_and_errors_are_named() -> None:
     assert re.search(r"├ ✗ execute_tool book +1.47 s +░+█+ +ToolError: no seat left", text)
     assert "failed  execute_tool book: ToolError: no seat left on <LH 123> & no other flight" in text
     assert text.splitlines()[0].startswith("TravelPlanner · ok · 9.30 s · 3 model calls, 3 tool calls, 1 mem")
-    assert "1 failure inside · degraded" in text.splitlines()[0]
-    assert text.splitlines()[1] == "run run-7f3a2c"
+    assert "1 failure inside · degraded · run run-7f3a2c" in text.splitlines()[0]
 
 
 def test_a_failed_run_says_so_first_and_the_message_once_more_in_full() -> None:
