@@ -56,6 +56,8 @@ RedactAttributes = Callable[[dict[str, Any]], dict[str, Any]]
 
 RUN_LOGGER = "agentrt.run"
 """The logger of `ctx.log`."""
+_SAY_THEIR_RUN = frozenset((RUN_LOGGER, "agentrt.runs"))
+"""Their records have "run", "agent" and "context" as `extra`: they are also written from outside the run."""
 RUN_ID = "agentrt.run.id"
 AGENT = "gen_ai.agent.name"
 """The attributes of a `LogLine` that say which run of which agent it belongs to."""
@@ -131,10 +133,10 @@ def entry_here(
     ids: Ids | None = None,
     forwards: bool = True,
 ) -> Entry:
-    """An entry of the run and span that we are in; `ctx.log` says in `extra` which run it belongs to."""
+    """An entry of the run and span that we are in, unless the record says which run it belongs to."""
     run: object = None
     agent: object = None
-    if logger == RUN_LOGGER and isinstance(inside := extra.get("context"), dict):
+    if logger in _SAY_THEIR_RUN and isinstance(inside := extra.get("context"), dict):
         run, agent, extra = extra.get("run"), extra.get("agent"), inside
     elif (current := RUN.get()) is not None:
         run, agent = current.id, getattr(current, "agent_name", None)

@@ -142,6 +142,18 @@ async def test_lines_inside_a_run_name_it_and_its_agent(opened: Open, path: Path
     assert RUN.get() is None
 
 
+@pytest.mark.parametrize("name", ["agentrt.run", "agentrt.runs"])
+def test_a_record_about_a_run_may_come_from_outside_of_it(opened: Open, path: Path, name: str) -> None:
+    logs = opened(to(path))
+    extra = {"run": "r1", "agent": "Shop", "context": {"seconds": 2}}
+    logging.getLogger(name).info("run started", extra=extra)
+    logging.getLogger("lib").info("a library's own words", extra=extra)
+    ours, theirs = written(logs, path)
+    assert (ours["run"], ours["agent"], ours["context"]) == ("r1", "Shop", {"seconds": 2})
+    assert theirs["context"] == extra
+    assert "run" not in theirs
+
+
 def test_an_exception_is_in_its_line(opened: Open, path: Path) -> None:
     logs = opened(to(path))
     try:
