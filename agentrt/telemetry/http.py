@@ -10,6 +10,7 @@ retries what its backend raises.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -21,10 +22,13 @@ from agentrt.retry_after import retry_after
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["HttpSender", "TooLarge", "check_url"]
+    from agentrt.plugins import Host
+
+__all__ = ["HttpSender", "TooLarge", "check_url", "headers_with_secrets"]
 
 MESSAGE_LIMIT = 300
 """Characters of the server's own words that a message keeps."""
+SECRET = re.compile(r"secret://\S+")
 SHORTEST_SECRET = 8
 """A key of fewer characters is a placeholder, and blotting it out would only garble the message."""
 
@@ -43,6 +47,15 @@ def check_url(setting: str, value: str) -> str:
     if not usable or any(char.isspace() for char in value):
         raise ConfigError(f"{setting} must look like http://host:port/path, not {value!r}")
     return value.rstrip("/")
+
+
+async def headers_with_secrets(headers: Mapping[str, str], host: Host) -> dict[str, str]:
+    """`headers` with the values of the `secret://` references in them: `{"authorization": "Bearer secret://token"}`."""
+    resolved = dict(headers)
+    for name, value in headers.items():
+        for reference in SECRET.findall(value):
+            resolved[name] = resolved[name].replace(reference, await host.secret(reference))
+    return resolved
 
 
 class HttpSender:

@@ -167,6 +167,18 @@ async def test_garbage_instead_of_http_is_a_lost_connection(answering: Callable[
         await send(answering(raw=b"\x00\x01 what?"), batch())
 
 
+async def test_a_secret_in_the_headers_is_resolved(zipkin: Zipkin) -> None:
+    class Host:
+        async def secret(self, reference: str) -> str:
+            return {"secret://zipkin-token": "t0p"}[reference]
+
+    client = Backend(endpoint=zipkin.endpoint, headers={"authorization": "Bearer secret://zipkin-token"})
+    await client.open(Host())
+    await client.export(batch())
+    await client.aclose()
+    assert zipkin.requests[0].headers["authorization"] == "Bearer t0p"
+
+
 async def test_options_are_checked_and_the_variable_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Backend().endpoint == ENDPOINT
     monkeypatch.setenv("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "http://collector:9411/api/v2/spans")

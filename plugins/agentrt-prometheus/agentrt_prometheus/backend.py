@@ -9,8 +9,9 @@ from typing import Any
 
 from agentrt import options
 from agentrt.errors import ConfigError
+from agentrt.plugins import Host
 from agentrt.telemetry.delivery import GRACE
-from agentrt.telemetry.http import check_url
+from agentrt.telemetry.http import check_url, headers_with_secrets
 from agentrt.telemetry.signals import Batch, Signal
 
 __all__ = ["Prometheus"]
@@ -23,7 +24,8 @@ class Prometheus:
 
     `host`, `port`: where to listen (127.0.0.1, 9464; with a gateway only if `port` is given; 0 is any free port).
     `gateway`: the URL of a pushgateway. `job`: the group there (the service's name), with the labels of `grouping`.
-    `delete_on_exit`: the group is removed at the end (False). `headers`: for the gateway. `scope_labels`: each
+    `delete_on_exit`: the group is removed at the end (False). `headers`: for the gateway; `secret://`
+    references in them are resolved. `scope_labels`: each
     series has `otel_scope_name` (False). `interval`: seconds after which what is scraped is renewed, and between two
     pushes (5.0). `timeout`: seconds that a push may take (10.0).
     """
@@ -70,9 +72,9 @@ class Prometheus:
         self._group: str | None = None
         self._process = 0
 
-    async def open(self, host: object) -> None:
+    async def open(self, host: Host) -> None:
         """Begin to listen. Raises ConfigError if the port is taken."""
-        del host
+        self._headers = await headers_with_secrets(self._headers, host)
         self._start()
 
     async def export(self, batch: Batch, /) -> None:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 
 from agentrt import options
+from agentrt.plugins import Host
 from agentrt.telemetry.delivery import GRACE, Delivery, Part, parts
-from agentrt.telemetry.http import HttpSender, check_url
+from agentrt.telemetry.http import HttpSender, check_url, headers_with_secrets
 from agentrt.telemetry.signals import Batch, Signal
 from agentrt_zipkin.encoding import encode
 
@@ -23,8 +24,8 @@ class Zipkin:
     """Spans, as Zipkin v2 JSON.
 
     `endpoint`: where to; by default OTEL_EXPORTER_ZIPKIN_ENDPOINT, or http://127.0.0.1:9411/api/v2/spans. `headers`:
-    more of them, such as an authorization that a proxy wants. `interval`: seconds between two batches (5.0).
-    `timeout`: seconds that the delivery of one batch may take (10.0).
+    more of them, such as an authorization that a proxy wants; `secret://` references in them are resolved.
+    `interval`: seconds between two batches (5.0). `timeout`: seconds that the delivery of one may take (10.0).
     """
 
     signals: tuple[Signal, ...] = ("spans",)
@@ -50,6 +51,10 @@ class Zipkin:
             timeout=timeout,
         )  # fmt: skip
         self._delivery = Delivery("zipkin", self._parts, self._send, timeout=timeout)
+
+    async def open(self, host: Host) -> None:
+        """Look up the secrets in the headers."""
+        self._headers = await headers_with_secrets(self._headers, host)
 
     async def export(self, batch: Batch, /) -> None:
         await self._delivery.deliver(batch)
