@@ -78,6 +78,8 @@ def run(
             from agentrt.cli.run_trace import RunTrace
 
             traced = RunTrace(terminal, drawn=trace, page=page)
+            # Whoever asks for the trace of this run means this run; an explicit --set still wins.
+            project["overrides"] = ("telemetry.sample=1", *project["overrides"])
         opened = open_project(terminal, **project)
         turns = Turns(opened, terminal, timeout=timeout, full=full, trace=traced)
         text = _read_message(message[0] if message else None)

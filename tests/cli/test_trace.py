@@ -333,6 +333,15 @@ def test_what_run_has_stored_is_what_trace_draws(project: Path, command: Command
     assert "ranked" in (project / "run.html").read_text()
 
 
+def test_a_run_whose_trace_is_asked_for_is_sampled(project: Path, command: Command) -> None:
+    (project / "agentrt.toml").write_text("[telemetry]\nsample = 0.0\n")
+    assert "chat echo" in command("run", "agents:Bot", "hi", "--trace").err
+    ended = command("run", "agents:Bot", "hi", "--trace", "--set", "telemetry.sample=0")
+    assert ended.err.startswith(
+        "warning: there is no trace to show: nothing was traced, or [telemetry] sample"
+    )
+
+
 def test_a_run_that_fails_is_traced_too(project: Path, command: Command) -> None:
     ended = command("run", "agents:Boom", "hi", "--trace")
     assert (ended.code, ended.out) == (1, "")
