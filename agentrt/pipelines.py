@@ -129,7 +129,8 @@ class Pipelines:
         if kind == "model":
             terminal = self._model_terminal
         elif tool is not None:
-            target, terminal, classify = f"tool:{tool.name}", _run_tool, tool.origin.classify
+            target, classify = f"tool:{tool.name}", tool.origin.classify
+            terminal = _run_tool_noting if self._config.telemetry.capture_content else _run_tool
         pipeline = Pipeline(
             inner_first=stages,
             target=target,
@@ -263,6 +264,12 @@ def _from_code(stage: str, tool: Tool[..., Any] | None, targets: Sequence[str]) 
 def _run_tool(call: Call[Any]) -> Any:
     tool, arguments, ctx = call.request
     return tool.execute(arguments, ctx)
+
+
+async def _run_tool_noting(call: Call[Any]) -> Any:
+    """The same, with the result noted for telemetry."""
+    result = call.record.response = await _run_tool(call)
+    return result
 
 
 def _to_run_and(backends: Callable[[Call[Any]], object] | None) -> Callable[[Call[Any]], None]:

@@ -31,6 +31,7 @@ __all__ = [
     "list_plugins",
     "load",
     "make",
+    "names",
     "open_plugin",
 ]
 
@@ -163,6 +164,11 @@ def list_plugins() -> list[PluginInfo]:
             _with_state(info, [other for other in offered if other.name == info.name]) for info in offered
         )
     return found
+
+
+def names(group: str) -> set[str]:
+    """The names of all plugins of `group`, whether they work or not."""
+    return {*BUILT_IN[group], *(info.name for info in _third_party() if info.group == group)}
 
 
 def forget() -> None:

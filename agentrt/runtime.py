@@ -37,6 +37,7 @@ from agentrt.pipelines import Pipelines, Placement
 from agentrt.plugins import close_plugin, open_plugin
 from agentrt.run_stream import RunStream
 from agentrt.session import Session
+from agentrt.telemetry.backends import chosen
 from agentrt.telemetry.facade import RuntimeTelemetry
 
 if TYPE_CHECKING:
@@ -90,9 +91,10 @@ class Runtime:
         self._memory_is_given = memory is not None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
+        settings, configured = chosen(self.config, own_process=own_process)
         self.telemetry = RuntimeTelemetry(
-            self.config.telemetry,
-            [*((table.name, table.make()) for table in self.config.backends()), *backends],
+            settings,
+            [*configured, *backends],
             host=self._plugin_host,
             own_process=own_process,
         )
@@ -329,7 +331,9 @@ class Runtime:
             self._check_open()
             from agentrt.secrets.manager import SecretsManager
 
-            self._secrets = SecretsManager.from_config(self.config, self.invoke, host=self._plugin_host)
+            self._secrets = SecretsManager.from_config(
+                self.config, self.invoke, host=self._plugin_host, on_value=self.telemetry.redactor.add
+            )
         return (await self._secrets.get(name)).reveal()
 
     async def check_model(self, target: str) -> None:

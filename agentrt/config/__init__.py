@@ -74,6 +74,10 @@ class PluginTable(Struct, frozen=True, eq=False):
         """The plugin; raises `ConfigError` for its options and `PluginError` for itself."""
         return plugins.make(self.group, self.plugin, self.options, where=self.where)
 
+    def plain_options(self) -> dict[str, Any]:
+        """The options as they stand, where no class says what they are."""
+        return {name: _plain(value) for name, value in self.options.items()}
+
 
 class StageOptions(Struct, Generic[S], frozen=True, eq=False):
     """What the configuration says about one stage of one kind of call.
@@ -153,7 +157,7 @@ class Config:
         self.run: RunSection = self._section("run", RunSection, leave=("limits",))
         self.agent: AgentSection = self._section("agent", AgentSection)
         self.log: LogSection = self._section("log", LogSection)
-        backends = [name for name in self._table("telemetry") if name not in _fields(TelemetrySection)]
+        backends = list(self._backend_tables())
         self._check_backends(backends)
         self.telemetry: TelemetrySection = self._section("telemetry", TelemetrySection, leave=backends)
         self._table("run", "limits")
@@ -203,12 +207,20 @@ class Config:
         """The prefixes that have a table."""
         return tuple(self._table("models"))
 
-    def backends(self, *, default: Sequence[str] = ("memory",)) -> list[PluginTable]:
-        """The telemetry backends that are on: those that have a table [telemetry.NAME], else those of `default`."""
+    @property
+    def has_backends(self) -> bool:
+        """Whether the configuration says which telemetry backends are on."""
+        return bool(self._backend_tables())
+
+    def _backend_tables(self) -> dict[str, Any]:
         fields = _fields(TelemetrySection)
-        tables = {name: value for name, value in self._table("telemetry").items() if name not in fields}
+        return {name: value for name, value in self._table("telemetry").items() if name not in fields}
+
+    def backends(self) -> list[PluginTable]:
+        """The telemetry backends that are on: those that have a table [telemetry.NAME], else "memory"."""
+        tables = self._backend_tables()
         if not tables:
-            return [self._plugin("agentrt.telemetry", name, "telemetry", name) for name in default]
+            return [self._plugin("agentrt.telemetry", "memory", "telemetry", "memory")]
         return [
             self._plugin("agentrt.telemetry", name, "telemetry", name)
             for name, value in tables.items()

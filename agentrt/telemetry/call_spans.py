@@ -18,6 +18,7 @@ from agentrt.call import (
     Wait,
 )
 from agentrt.telemetry.caps import attribute_value
+from agentrt.telemetry.content import Content
 from agentrt.telemetry.conventions import Described, describe, error_type
 from agentrt.telemetry.signals import Attributes, Span, SpanEvent
 from agentrt.telemetry.tracing import LiveSpan, UserSpan, exception_attributes
@@ -28,10 +29,12 @@ MAX_KNOWN = 5000
 _known: dict[tuple[str, str, str], Described] = {}
 
 
-def call_spans(call: Call[Any], live: LiveSpan, offset: int) -> Iterator[Span]:
+def call_spans(
+    call: Call[Any], live: LiveSpan, offset: int, content: Content | None = None
+) -> Iterator[Span]:
     """The span of a finished call, and one for each attempt if there was more than the one that succeeded.
 
-    `offset`: nanoseconds from the call's clock to the epoch.
+    `offset`: nanoseconds from the call's clock to the epoch. `content`: what was said is told as well.
     """
     record = call.record
     key = (call.kind, call.operation, record.target)
@@ -48,7 +51,7 @@ def call_spans(call: Call[Any], live: LiveSpan, offset: int) -> Iterator[Span]:
     usage = record.usage
     if usage is not None:
         _add_usage(attributes, usage)
-    if record.response is not None:
+    if call.kind == "model" and record.response is not None:
         _add_response(attributes, record.response)
     ended = record.ended if record.ended is not None else record.time()
     start_ns = int(record.started * 1e9) + offset
@@ -71,6 +74,8 @@ def call_spans(call: Call[Any], live: LiveSpan, offset: int) -> Iterator[Span]:
             events += (SpanEvent("exception", end_ns, exception_attributes(error)),)
         if len(attempts) == 1 and (error is None or attempts[0].error is error):
             attempts = []  # it would only repeat its call
+    if content is not None:
+        attributes |= content.of(call)
     name = described.name
     if live.more is not None:
         name, attributes, events, status, message = _with_more(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from agentrt.errors import ThrottledError, TransientError, classify
+from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Deltas, Meter
 from agentrt.telemetry.signals import Batch, LogLine, Metric, Resource, Signal, Span
 from agentrt.telemetry.suppress import instrumentation_suppressed
@@ -175,6 +176,7 @@ class Exporting:
     # --- in the thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        not_forwarded()
         try:
             with instrumentation_suppressed(), asyncio.Runner() as runner:
                 runner.get_loop().set_default_executor(_DaemonThreads())

@@ -14,6 +14,7 @@ from agentrt.call import Call
 from agentrt.config.sections import TelemetrySection
 from agentrt.errors import ConfigError
 from agentrt.telemetry.exporting import Delivered, Exporting
+from agentrt.telemetry.global_provider import GlobalProvider, existing_provider
 from agentrt.telemetry.meter import Instrument, Meter
 from agentrt.telemetry.no_span import NO_SPAN, ActiveSpan
 from agentrt.telemetry.processor import EndedRun, Measured, Processor
@@ -24,6 +25,7 @@ from agentrt.threads import WorkerThreads
 
 if TYPE_CHECKING:
     from agentrt.middleware.telemetry import Tracing
+    from agentrt.telemetry.logs import Logs
     from agentrt.telemetry.run_tracing import Spans
 
 __all__ = ["RuntimeTelemetry"]
@@ -54,6 +56,8 @@ class RuntimeTelemetry:
     ) -> None:
         self.settings = settings
         self.backends = list(backends)
+        if (provider := existing_provider()) is not None:
+            self.backends.append(("global provider", GlobalProvider(provider)))
         self.redactor = Redactor(patterns=settings.redact, keys=settings.redact_keys)
         self.meter = Meter()
         self.resource = Resource({"service.name": settings.service or "agentrt", **settings.resource})
@@ -86,6 +90,7 @@ class RuntimeTelemetry:
             limit=settings.queue,
             keep_failures=settings.keep_failures,
             value_bytes=settings.value_bytes,
+            captures=settings.capture_content,
         )
         self._take = self._processor.offer if self._exporters else self._processor.add
         self._spans_wanted = any("spans" in each.wants for each in self._exporters)
@@ -194,9 +199,13 @@ class RuntimeTelemetry:
 
     def open(self) -> None:
         """Begin to export."""
+        logs = self._own_logs()
+        if logs is not None:
+            logs.service = self.resource.service
+            logs.redact, logs.redact_attributes = self.redactor.text, self.redactor.attributes
+            logs.ids = None if self._spans is None else self._spans.current_ids
         if self._exporters:
             self._processor.start()
-            logs = self._own_logs()
             if logs is not None and self._logs_wanted:
                 logs.forward_to(self._processor.offer)
         if self._spans is not None:
@@ -228,7 +237,7 @@ class RuntimeTelemetry:
         self._is_closed = True
         logs = self._own_logs()
         if logs is not None and self._logs_wanted and self._exporters:
-            logs.flush(min(0.5, seconds / 4))
+            await self._threads.run(logs.flush, min(0.5, seconds / 4))
             logs.forward_to(None)
         if self._spans is not None:
             self._spans.close()
@@ -242,7 +251,7 @@ class RuntimeTelemetry:
 
     # --- inside -----------------------------------------------------------------------------------------
 
-    def _own_logs(self) -> Any:
+    def _own_logs(self) -> Logs | None:
         if not self._own_process:
             return None
         from agentrt.telemetry.logs import current

@@ -20,8 +20,10 @@ from agentrt.call import Call
 from agentrt.errors import ConfigError
 from agentrt.telemetry.call_metrics import CallMetrics
 from agentrt.telemetry.caps import VALUE_BYTES, attribute_value, cap_attributes, cap_text
+from agentrt.telemetry.content import Content
 from agentrt.telemetry.conventions import DROPPED
 from agentrt.telemetry.exporting import Exporting
+from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Instrument, Meter
 from agentrt.telemetry.redaction import Redactor
 from agentrt.telemetry.signals import Attributes, LogLine, Span, SpanEvent
@@ -63,7 +65,7 @@ class Processor:
     """`offer` takes finished calls (`Call`), runs, spans, log lines and measured values from any thread.
 
     `limit`: items that may wait (20,000); more are dropped and counted. `keep_failures`: calls and runs that failed
-    become spans even if their trace was not sampled.
+    become spans even if their trace was not sampled. `captures`: the content of calls becomes part of their spans.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Processor:
         limit: int = 20_000,
         keep_failures: bool = False,
         value_bytes: int = VALUE_BYTES,
+        captures: bool = False,
         observe: Callable[[list[Span]], None] | None = None,
     ) -> None:
         self.exporters = exporters
@@ -86,6 +89,7 @@ class Processor:
         self._limit = limit
         self._keep_failures = keep_failures
         self._value_bytes = value_bytes
+        self._content = Content(redactor, value_bytes=value_bytes) if captures else None
         self._observe = observe
         self._makers: dict[type, Callable[[Any, _Made], None]] = {
             Call: self._call,
@@ -160,6 +164,7 @@ class Processor:
     # --- in the thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        not_forwarded()
         while not self._is_closing:
             self._wake.wait()
             if not self._is_closing:
@@ -217,7 +222,7 @@ class Processor:
             live = _unsampled()
         from agentrt.telemetry.call_spans import call_spans
 
-        made.spans.extend(call_spans(call, live, self._offset(record.time)))
+        made.spans.extend(call_spans(call, live, self._offset(record.time), self._content))
 
     def _run_ended(self, run: EndedRun, made: _Made) -> None:
         self._calls.run(run.agent, run.ended - run.started, run.error)

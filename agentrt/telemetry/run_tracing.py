@@ -13,6 +13,7 @@ from opentelemetry.context.context import Context
 from agentrt.config.sections import TelemetrySection
 from agentrt.telemetry.call_spans import own_span
 from agentrt.telemetry.call_tracing import CallTracing
+from agentrt.telemetry.global_provider import mark_as_ours
 from agentrt.telemetry.no_span import NO_SPAN, ActiveSpan
 from agentrt.telemetry.processor import Processor
 from agentrt.telemetry.tracing import (
@@ -64,6 +65,7 @@ class Spans:
             provider = TracerProvider(
                 sampler=ParentBased(TraceIdRatioBased(self._sampler.ratio)), shutdown_on_exit=False
             )
+            mark_as_ours(provider)
             trace.set_tracer_provider(provider)
         self._listener = _listener(self._processor)
         provider.add_span_processor(self._listener)
