@@ -105,6 +105,7 @@ class Context:
         self.counters = counters
         self.calls: list[Call[Any]] = []
         self.degraded = False
+        self.usage = Usage()
         self.live: Any = None
         self.loop = asyncio.get_running_loop()
         self.started = started
@@ -116,10 +117,6 @@ class Context:
         self._memory: Memories | None = None
 
     # --- what agents use -------------------------------------------------------------------------------
-
-    @property
-    def usage(self) -> Usage:
-        return self.counters.usage
 
     @property
     def idempotency_key(self) -> str | None:
@@ -447,8 +444,13 @@ class Context:
         return number
 
     def _use(self, usage: Usage | None) -> None:
-        if usage is not None:
-            self.counters.usage = self.counters.usage + usage
+        if usage is None:
+            return
+        self.counters.usage = self.counters.usage + usage
+        ctx: Context | None = self
+        while ctx is not None:
+            ctx.usage = ctx.usage + usage
+            ctx = ctx.parent
 
     def _model_finished(self, call: Call[Any], number: int, finish: str) -> None:
         if self._sink is None:

@@ -261,8 +261,8 @@ class RuntimeTelemetry:
     def _tell_of_run(self, ctx: Any, level: str, message: str, context: dict[str, Any]) -> None:
         number = logging.INFO if level == "info" else logging.ERROR
         if _outcomes.isEnabledFor(number):
-            extra = {"run": ctx.id, "agent": ctx.agent_name, "context": context}
-            _outcomes.log(number, message, extra=extra)
+            extra = {"run": ctx.id, "agent": ctx.agent_name}
+            _outcomes.log(number, message, extra={**extra, "context": context} if context else extra)
         self._send_line(number, message, context, _outcomes)
 
     def _send_line(

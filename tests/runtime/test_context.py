@@ -162,6 +162,23 @@ async def test_a_run_is_degraded_if_its_child_is() -> None:
         assert (await rt.run(parent, "go")).degraded
 
 
+async def test_a_child_has_its_own_usage_and_its_parent_that_of_both() -> None:
+    used: list[int] = []
+
+    class Child(Agent):
+        model = "fake:two"
+
+    async def parent(message: str, ctx: Context) -> str:
+        await ctx.model("hi", model="fake:one")
+        used.append((await ctx.run(Child, message)).usage.total_tokens)
+        return ""
+
+    answer = ModelResponse(text="ok", usage=Usage(input_tokens=3, output_tokens=4))
+    async with Runtime(models={"fake": FakeModel(answer, answer)}) as rt:
+        used.append((await rt.run(parent, "go")).usage.total_tokens)
+    assert used == [7, 14]
+
+
 async def test_the_causes_of_a_bug_are_not_what_an_earlier_call_overcame() -> None:
     async def agent(message: str, ctx: Context) -> str:
         await ctx.model("hi", model="fake:x")
