@@ -173,6 +173,20 @@ async def test_a_scraper_that_hangs_does_not_hold_up_the_end() -> None:
                 await backend.aclose()
 
 
+async def test_a_forked_process_leaves_its_parents_endpoint_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as backend:
+        await backend.export(batch())
+        endpoint, port = backend._endpoint, backend.port
+        with monkeypatch.context() as child:
+            child.setattr("agentrt_prometheus.backend.os.getpid", lambda: -1)
+            with pytest.raises(ConfigError, match="the port is in use"):
+                await backend.export(batch())
+            await backend.aclose()
+        reply = await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/metrics")
+        assert b"agent_tool_calls_total" in reply.body
+        endpoint.close()
+
+
 async def test_a_metric_with_a_bad_name_is_left_out_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
     async with opened() as backend:
         with caplog.at_level(logging.WARNING, "agentrt.telemetry.prometheus"):

@@ -58,11 +58,12 @@ class Datadog:
         self._tags = dict(tags or {})
         if api_key is None and (site is not None or intake is not None):
             raise ConfigError("site and intake are of use only with an `api_key`; the Agent has its own")
+        self._intake: Intake | None = None
         if api_key is not None:
             options.text("api_key", api_key)
-        self._intake = None if api_key is None else Intake(
-            api_key=api_key, bases=_bases(site, intake), tags=self._tags, timeout=timeout
-        )  # fmt: skip
+            self._intake = Intake(
+                api_key=api_key, bases=_bases(site, intake), tags=self._tags, timeout=timeout
+            )
         self._agent = _agent(endpoint, api_key is not None, timeout)
         wanted: set[Signal] = set(self._agent.signals) if self._agent is not None else set()
         if self._intake is not None:
