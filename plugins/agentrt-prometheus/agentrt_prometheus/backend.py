@@ -24,9 +24,9 @@ class Prometheus:
 
     `host`, `port`: where to listen (127.0.0.1, 9464; with a gateway only if `port` is given; 0 is any free port).
     `gateway`: the URL of a pushgateway. `job`: the group there (the service's name), with the labels of `grouping`.
-    `delete_on_exit`: the group is removed at the end (False). `headers`: for the gateway; `secret://` references in them
-    are resolved. `scope_labels`: each series has `otel_scope_name` (False). `interval`: seconds after which what is
-    scraped is renewed, and between two pushes (5.0). `timeout`: seconds that a push may take (10.0).
+    `delete_on_exit`: the group is removed at the end (False). `headers`: for the gateway; `secret://` references in
+    them are resolved. `scope_labels`: each series has `otel_scope_name` (False). `interval`: seconds after which what
+    is scraped is renewed, and between two pushes (5.0). `timeout`: seconds that a push may take (10.0).
     """
 
     signals: tuple[Signal, ...] = ("metrics",)
