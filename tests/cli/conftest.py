@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agentrt.cli.main import main
+from agentrt.telemetry.logs import current
 from tests.cli.commands import AGENTS, Ended, environment
 
 Command = Callable[..., Ended]
@@ -44,11 +45,14 @@ def command(
         return Ended(int(exited.value.code or 0), out, err)
 
     yield run
+    while (logs := current()) is not None:
+        logs.close()
     root.setLevel(level)
     root.handlers[:] = handlers
     sys.path[:] = path
     for name in set(sys.modules) - modules:
-        if not name.startswith("agentrt"):
+        # Only the agents: libraries that are loaded twice do not know their own objects any more.
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(project.parent)):
             del sys.modules[name]
     warnings.showwarning = show
     signal.signal(signal.SIGTERM, terminate)
