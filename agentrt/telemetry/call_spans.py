@@ -20,7 +20,7 @@ from agentrt.call import (
 from agentrt.telemetry.caps import attribute_value
 from agentrt.telemetry.content import Content
 from agentrt.telemetry.conventions import Described, describe, error_type
-from agentrt.telemetry.signals import Attributes, Span, SpanEvent
+from agentrt.telemetry.signals import Attributes, Span, SpanEvent, SpanStatus
 from agentrt.telemetry.tracing import LiveSpan, UserSpan, exception_attributes
 
 __all__ = ["call_spans", "own_span", "run_span"]
@@ -58,7 +58,8 @@ def call_spans(
     end_ns = int(ended * 1e9) + offset
     if record.first_item is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = record.first_item - record.started
-    status, message = "unset", ""
+    status: SpanStatus = "unset"
+    message = ""
     events: tuple[SpanEvent, ...] = ()
     attempts: list[Attempt] = []
     error = record.error
@@ -92,7 +93,7 @@ def call_spans(
         attributes=attributes,
         events=events,
         links=() if live.more is None else tuple(live.more.links),
-        status=status,  # type: ignore[arg-type]
+        status=status,
         message=message,
     )
     for attempt in attempts:
@@ -109,7 +110,8 @@ def run_span(
     error: BaseException | None,
 ) -> Span:
     """The span of a run."""
-    status, message = "unset", ""
+    status: SpanStatus = "unset"
+    message = ""
     events: tuple[SpanEvent, ...] = ()
     if error is not None:
         status, message = "error", _message(error)
@@ -128,7 +130,7 @@ def _made(
     name: str,
     attributes: Attributes,
     events: tuple[SpanEvent, ...],
-    status: str,
+    status: SpanStatus,
     message: str,
     start_ns: int,
     end_ns: int,
@@ -150,7 +152,7 @@ def _made(
         attributes=attributes,
         events=events,
         links=links,
-        status=status,  # type: ignore[arg-type]
+        status=status,
         message=message,
     )
 
@@ -165,9 +167,9 @@ def _with_more(
     name: str,
     attributes: Attributes,
     events: tuple[SpanEvent, ...],
-    status: str,
+    status: SpanStatus,
     message: str,
-) -> tuple[str, Attributes, tuple[SpanEvent, ...], str, str]:
+) -> tuple[str, Attributes, tuple[SpanEvent, ...], SpanStatus, str]:
     """What the user's code added to the span. A failure of ours is not made a success."""
     more = live.more
     assert more is not None
@@ -208,7 +210,8 @@ def _attempt(attempt: Attempt, of: Described, trace_id: str, parent_id: str, off
         "agentrt.target": attempt.target,
         "agentrt.attempt.number": attempt.number,
     }
-    status, message = "unset", ""
+    status: SpanStatus = "unset"
+    message = ""
     if attempt.error is not None:
         status, message = "error", _message(attempt.error)
         attributes["error.type"] = error_type(attempt.error)
@@ -223,7 +226,7 @@ def _attempt(attempt: Attempt, of: Described, trace_id: str, parent_id: str, off
         end_ns=int(attempt.ended * 1e9) + offset,
         kind=of.span_kind,
         attributes=attributes,
-        status=status,  # type: ignore[arg-type]
+        status=status,
         message=message,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from opentelemetry.context.context import Context
 
@@ -18,7 +18,7 @@ class CallTracing:
     A call of a run is traced if its run is; one without a run decides by `sampler`.
     """
 
-    quick_enter: ClassVar[Quick] = Quick(
+    quick_enter = Quick(
         """\
 run = call.run
 if run is None:
@@ -32,7 +32,7 @@ else:
 """,
         {"current": CURRENT, "span": LiveSpan, "context": Context, "key": KEY},
     )
-    quick_leave: ClassVar[Quick] = Quick(
+    quick_leave = Quick(
         """\
 if $token is not None:
     $current.reset($token)

@@ -55,20 +55,24 @@ class Spans:
 
     def open(self) -> None:
         """Take part in what other libraries trace: their spans come to our backends as well."""
-        provider = trace.get_tracer_provider()
+        provider: Any = trace.get_tracer_provider()
         if not hasattr(provider, "add_span_processor"):
             if not self._registers or not isinstance(provider, trace.ProxyTracerProvider):
                 return
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-
-            provider = TracerProvider(
-                sampler=ParentBased(TraceIdRatioBased(self._sampler.ratio)), shutdown_on_exit=False
-            )
-            mark_as_ours(provider)
-            trace.set_tracer_provider(provider)
+            provider = self._registered()
         self._listener = _listener(self._processor)
         provider.add_span_processor(self._listener)
+
+    def _registered(self) -> Any:
+        """A provider of the SDK, now the process's, that decides as we do and delivers nothing itself."""
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+        sampler = ParentBased(TraceIdRatioBased(self._sampler.ratio))
+        provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        mark_as_ours(provider)
+        trace.set_tracer_provider(provider)
+        return provider
 
     def close(self) -> None:
         """Spans that others end from now on are not ours any more."""

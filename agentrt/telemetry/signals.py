@@ -25,6 +25,7 @@ __all__ = [
     "Span",
     "SpanEvent",
     "SpanKind",
+    "SpanStatus",
 ]
 
 Attributes = dict[str, Any]
@@ -32,6 +33,7 @@ Attributes = dict[str, Any]
 
 Signal = Literal["spans", "metrics", "logs"]
 SpanKind = Literal["internal", "client", "server", "producer", "consumer"]
+SpanStatus = Literal["unset", "ok", "error"]
 MetricKind = Literal["counter", "gauge", "histogram"]
 
 
@@ -67,7 +69,7 @@ class Span(Struct, frozen=True, omit_defaults=True):
     attributes: Attributes = {}
     events: tuple[SpanEvent, ...] = ()
     links: tuple[Link, ...] = ()
-    status: Literal["unset", "ok", "error"] = "unset"
+    status: SpanStatus = "unset"
     message: str = ""
     scope: str = "agentrt"
 

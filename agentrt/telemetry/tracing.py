@@ -23,7 +23,7 @@ from opentelemetry import trace
 from opentelemetry.context.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
-from agentrt.telemetry.signals import Link, SpanEvent
+from agentrt.telemetry.signals import Link, SpanEvent, SpanStatus
 
 __all__ = [
     "CURRENT",
@@ -45,6 +45,11 @@ KEY = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _NOT_SAMPLED = TraceFlags(TraceFlags.DEFAULT)
+_STATUS: dict[StatusCode, SpanStatus] = {
+    StatusCode.UNSET: "unset",
+    StatusCode.OK: "ok",
+    StatusCode.ERROR: "error",
+}
 _ids = threading.Lock()
 
 
@@ -102,7 +107,7 @@ class LiveSpan(trace.Span):
         return self._trace_id, self._span_id
 
     def _make_ids(self) -> None:
-        lineage = [self]
+        lineage: list[LiveSpan] = [self]
         parent = self.outer.get(KEY)
         while isinstance(parent, LiveSpan) and not parent._span_id:
             lineage.append(parent)
@@ -148,7 +153,7 @@ class LiveSpan(trace.Span):
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         code = status.status_code if isinstance(status, Status) else status
-        self._more.status = code.name.lower()
+        self._more.status = _STATUS[code]
         self._more.message = (status.description if isinstance(status, Status) else description) or ""
 
     def record_exception(
@@ -226,7 +231,7 @@ class _More:
         self.events: list[SpanEvent] = []
         self.links: list[Link] = []
         self.name: str | None = None
-        self.status = "unset"
+        self.status: SpanStatus = "unset"
         self.message = ""
         self.dropped = 0
 
