@@ -19,6 +19,17 @@ MARK = "[redacted]"
 
 # --- keys that tell by their beginning -----------------------------------------------------------------
 
+# A character that was quoted for a URL, or escaped in JSON or a `repr`, ends with a letter or digit that is no part of
+# what follows: "%20", "\n", "\u00e9", "\x1b".
+_QUOTES = (r"%[0-9A-Fa-f]{2}", r"\\[bfnrt]", r"\\u[0-9A-Fa-f]{4}", r"\\x[0-9A-Fa-f]{2}")
+_AFTER_QUOTED = "|".join(f"(?<={quoted})" for quoted in _QUOTES)
+
+
+def _begins(letters: str) -> str:
+    """A place where something may begin, with one of `letters`, which are looked at first: they are seldom there."""
+    return f"(?=[{letters}])(?:(?<![A-Za-z0-9])|{_AFTER_QUOTED})"
+
+
 _BEGINNINGS = (
     r"sk-(?=[\w-]{0,64}?\d)[\w-]{16,}+",  # OpenAI, Anthropic and many others
     r"(?:gh[pousr]_|github_pat_)\w{20,}+",
@@ -31,28 +42,31 @@ _BEGINNINGS = (
     r"whsec_[\w+/=]{16,}+",
     r"(?:hf|gsk|npm)_[A-Za-z0-9]{20,}+",  # Hugging Face, Groq, npm
 )
-_BEGINNING = re.compile(r"(?<![A-Za-z0-9])(?:" + "|".join(_BEGINNINGS) + ")")
+_BEGINNING = re.compile(_begins("sgxGprwhn") + "(?:" + "|".join(_BEGINNINGS) + ")")
 # A literal first character lets the engine use memchr: a text without dashes costs nothing.
 _DASH = re.compile(
-    r"-(?:(?<=\bsk-)|(?<=_sk-)|(?<=gl[a-z][a-z]-)|(?<=[a-z]{2}(?:pat|ptt|cbt|imt|oas)-)|(?<=soat-)|(?<=agent-)"
+    r"-(?:(?<=\bsk-)|(?<=_sk-)|"
+    + "".join(f"(?<={quoted}sk-)|" for quoted in _QUOTES)
+    + r"(?<=gl[a-z][a-z]-)|(?<=[a-z]{2}(?:pat|ptt|cbt|imt|oas)-)|(?<=soat-)|(?<=agent-)"
     r"|(?<=xox[a-z]-)|(?<=xapp-)|(?<=xai-)|(?<=CSPX-)|(?<=pypi-))"
 )
 _UNDERSCORE = re.compile(
     r"_(?:(?<=gh[pousr]_)|(?<=_pat_)|(?<=_live_)|(?<=_test_)|(?<=whsec_)|(?<=hf_)|(?<=gsk_)|(?<=npm_))"
 )
-_AWS = re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16,}+")
-_GOOGLE = re.compile(r"AIza[\w-]{30,}+|\bya29\.[\w.-]{20,}+")
+_AWS = re.compile(_begins("A") + r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16,}+")
+_GOOGLE = re.compile(r"AIza[\w-]{30,}+|" + _begins("y") + r"ya29\.[\w.-]{20,}+")
 # Only where a word begins: "eyJeyJeyJ..." must not be read again from each of its places.
-_JWT = re.compile(r"(?:(?<![\w-])|(?<=%[0-9A-Fa-f]{2}))eyJ[\w-]{6,}+\.[\w-]{6,}+(?:\.[\w-]*+){0,3}")
+_JWT = re.compile(rf"(?=eyJ)(?:(?<![\w-])|{_AFTER_QUOTED})" + r"eyJ[\w-]{6,}+\.[\w-]{6,}+(?:\.[\w-]*+){0,3}")
 _WEBHOOK = re.compile(r"(hooks\.slack\.com/(?:services|workflows|triggers)/)[\w/-]{8,}+")
 
 # --- headers, URLs, private keys -----------------------------------------------------------------------
 
 # With a digit, an inner capital or some length: "bearer certificates" is English.
 _BEARER = re.compile(
-    r"(?i:\bbearer[ \t]{1,4})((?:(?=[^\s,;\"']{0,64}?(?:\d|[a-z][A-Z]))[\w.~+/=-]{8,}+|[\w.~+/=-]{24,}+))"
+    _begins("bB")
+    + r"(?i:bearer[ \t]{1,4})((?:(?=[^\s,;\"']{0,64}?(?:\d|[a-z][A-Z]))[\w.~+/=-]{8,}+|[\w.~+/=-]{24,}+))"
 )
-_BASIC = re.compile(r"(?i:\bbasic[ \t]{1,4})([A-Za-z0-9+/_-]{4,}+={0,2})")
+_BASIC = re.compile(_begins("bB") + r"(?i:basic[ \t]{1,4})([A-Za-z0-9+/_-]{4,}+={0,2})")
 _USERINFO = re.compile(r"(://)(?!\[redacted\]@)[^\s/?#:\"'<>]{0,256}+:[^\s/?#\"'<>]{1,512}(?=@)")
 _PEM_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----")
 _PEM_END = re.compile(r"-----END [A-Z0-9 ]{0,40}?PRIVATE KEY(?: BLOCK)?-----")

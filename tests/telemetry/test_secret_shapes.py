@@ -50,7 +50,11 @@ def test_a_well_known_shape_is_redacted_wherever_it_stands(secret: str) -> None:
         ("key: (", ")"),
         ('{"a": "', '"}'),
         ("https://x.test/?q=", "&b=1"),
+        ("https://x.test/?q=use%20", "%20now"),
         ("\n", "\n"),
+        ('{"a": "of today:\\n', '\\n"}'),
+        ('{"a": "{\\"b\\": \\"caf\\u00e9\\\\t', '\\\\r\\"}"}'),
+        ("b'\\x1b", "'"),
     ):
         assert redactor.text(before + secret + after) == before + MARK + after
 
