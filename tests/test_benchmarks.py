@@ -153,6 +153,44 @@ def test_startup_gives_its_figures() -> None:
     assert {"import_x", "use_x", "cli_x", "cli_wall_x"} <= results.keys()
 
 
+def test_telemetry_gives_its_figures() -> None:
+    results = script("telemetry")
+    states = ("", "_off", "_sampled_out", "_memory", "_otlp")
+    assert {f"{figure}_x{state}" for figure in ("path", "all_threads") for state in states} <= results.keys()
+    assert results["path_x_off"] > 0
+    assert (results["lost_silently"], results["lost_silently_otlp"]) == (0, 0)
+    assert {"lost_at_full_speed", "lost_at_4000_a_second"} <= results.keys()
+    assert results["shutdown_seconds"] > 0
+    text = "\n".join(load("telemetry").readable(results))
+    assert "sampled_out" in text
+    assert "all_threads_x" in text
+
+
+def test_telemetry_compares_with_a_peer_in_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry = load("telemetry")
+    asked: list[tuple[str, str, str]] = []
+
+    def ask(name: str, task: str, python: str, *, quick: bool) -> dict[str, float]:
+        asked.append((name, task, python))
+        return {f"{task}_{name}": 1.0} if name == "traceloop" else {}
+
+    monkeypatch.setattr(telemetry, "ask_peer", ask)
+    results = telemetry.compare({}, {"traceloop": "python of traceloop"}, quick=True)
+    assert [entry for entry in asked if entry[0] == "traceloop"] == [
+        ("traceloop", task, "python of traceloop") for task in ("measure", "lose", "end")
+    ]
+    assert results["lose_traceloop"] == 1.0
+    assert "wheels" in results["cannot"]["traceloop"]
+    assert results["absent"] == dict.fromkeys(("otel_sdk", "otel_sdk_otlp", "logfire"), "not installed")
+
+
+def test_a_peer_of_telemetry_does_the_work_that_is_measured() -> None:
+    command = [sys.executable, str(BENCHMARKS / "telemetry.py"), "--peer", "otel_sdk", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout).keys() == {"path_x_otel_sdk", "all_threads_x_otel_sdk"}
+
+
 # --- no figures for what does not do its work ----------------------------------------------------------
 
 
@@ -252,6 +290,79 @@ def test_a_run_that_does_not_validate_a_tools_arguments_is_refused() -> None:
         assert world.arguments == frameworks.ARGUMENTS
 
     virtually(prove)
+
+
+def test_telemetry_that_does_not_arrive_is_refused() -> None:
+    ours, telemetry, measure = load("_telemetry_ours"), load("_telemetry"), load("_measure")
+
+    async def prove() -> None:
+        async with ours.Ours("sampled_out") as subject:
+            subject.has_spans = True
+            await subject.make_calls(10)
+            with pytest.raises(measure.Invalid, match="0 spans of 11 arrived, 0 calls are reported as lost"):
+                await telemetry.prove(subject, calls=10)
+
+    asyncio.run(prove())
+
+
+def test_telemetry_whose_metrics_miss_calls_is_refused() -> None:
+    ours, telemetry, measure = load("_telemetry_ours"), load("_telemetry"), load("_measure")
+
+    async def prove() -> None:
+        async with ours.Ours("null") as subject:
+            await subject.make_calls(10)
+            await subject.flush()
+            subject._null.spans += 1
+            with pytest.raises(measure.Invalid, match=r"the metrics of 11 calls say .*: 10"):
+                await telemetry.prove(subject, calls=11)
+
+    asyncio.run(prove())
+
+
+def test_telemetry_in_which_users_spans_have_another_parent_is_refused() -> None:
+    ours, telemetry, measure = load("_telemetry_ours"), load("_telemetry"), load("_measure")
+
+    async def prove() -> None:
+        async with ours.Ours("null") as subject:
+            make_calls = subject.make_calls
+            await make_calls(10)
+
+            async def outside(count: int) -> None:
+                outage = list(subject.callee.outage)
+                subject.callee.begin()
+                await make_calls(count)
+                for _ in range(count):
+                    await outage[0]()
+
+            subject.make_calls = outside
+            with pytest.raises(measure.Invalid, match="a user's spans inside of calls have"):
+                await telemetry.prove(subject, calls=10)
+
+    asyncio.run(prove())
+
+
+def test_telemetry_that_loses_calls_silently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry, ours, measure = load("telemetry"), load("_telemetry_ours"), load("_measure")
+    monkeypatch.setattr(ours.NullBackend, "export", lambda self, batch: None)
+
+    async def lose() -> None:
+        with pytest.raises(measure.Invalid, match="null: 11 of 11 spans are neither delivered nor reported"):
+            await telemetry.lose_ours("null", calls=10)
+
+    asyncio.run(lose())
+
+
+def test_calls_that_telemetry_drops_are_counted() -> None:
+    ours, telemetry = load("_telemetry_ours"), load("_telemetry")
+
+    async def lose() -> None:
+        async with ours.Ours("null") as subject:
+            subject.runtime.telemetry._processor._limit = 100
+            fate = await telemetry.lose(subject, calls=1000)
+        assert fate.silently == 0
+        assert fate.reported == fate.lost > 0
+
+    asyncio.run(lose())
 
 
 def test_a_program_that_says_something_else_is_refused(tmp_path: Path) -> None:
