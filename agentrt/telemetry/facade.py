@@ -67,6 +67,9 @@ class RuntimeTelemetry:
         self._threads = WorkerThreads(limit=2, idle_seconds=1.0, name="agentrt telemetry end")
         collectors = [backend for _, backend in self.backends if hasattr(backend, "collect")]
         self._collectors = [each for each in collectors if getattr(each, "is_used", True)]
+        for collector in self._collectors:
+            if hasattr(collector, "redact"):
+                collector.redact = self.redactor.text
         self._exporters = [
             Exporting(
                 name,

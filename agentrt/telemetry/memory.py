@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from msgspec import Struct
@@ -78,19 +78,21 @@ class Summary(Struct, frozen=True):
 class InMemory:
     """Keeps the last `max_calls` (10,000) calls; `dropped` counts the older ones that had to go.
 
-    What is kept is text and numbers: an outage does not fill the memory with tracebacks and requests.
+    What is kept is text and numbers: an outage does not fill the memory with tracebacks and requests. Messages of errors
+    go through `redact`, which a runtime sets.
     """
 
     def __init__(self, *, max_calls: int = 10_000) -> None:
         self.max_calls = options.count("max_calls", max_calls)
         self.dropped = 0
+        self.redact: Callable[[str], str] = str
         self._calls: deque[FinishedCall] = deque(maxlen=self.max_calls)
 
     def collect(self, call: Call[Any], /) -> None:
         calls = self._calls
         if len(calls) == self.max_calls:
             self.dropped += 1
-        calls.append(finished(call))
+        calls.append(finished(call, self.redact))
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -143,8 +145,8 @@ class InMemory:
         self.dropped = 0
 
 
-def finished(call: Call[Any]) -> FinishedCall:
-    """What is worth keeping of a finished call."""
+def finished(call: Call[Any], redact: Callable[[str], str] = str) -> FinishedCall:
+    """What is worth keeping of a finished call. `redact` takes the secrets out of the messages of errors."""
     record = call.record
     ended = record.ended if record.ended is not None else record.time()
     error = record.error
@@ -156,9 +158,9 @@ def finished(call: Call[Any]) -> FinishedCall:
             attempts = (FinishedAttempt(record.target, record.attempt_number, started, ended),)
         degraded, failure = False, None
     else:
-        attempts = tuple(_attempt(call, entry) for entry in record.attempts)
+        attempts = tuple(_attempt(call, entry, redact) for entry in record.attempts)
         degraded = record.degraded
-        failure = None if error is None else _failure(call, error)
+        failure = None if error is None else _failure(call, error, redact)
     return FinishedCall(
         call.kind,
         call.operation,
@@ -175,14 +177,14 @@ def finished(call: Call[Any]) -> FinishedCall:
     )
 
 
-def _attempt(call: Call[Any], attempt: Attempt) -> FinishedAttempt:
-    failure = None if attempt.error is None else _failure(call, attempt.error)
+def _attempt(call: Call[Any], attempt: Attempt, redact: Callable[[str], str]) -> FinishedAttempt:
+    failure = None if attempt.error is None else _failure(call, attempt.error, redact)
     return FinishedAttempt(attempt.target, attempt.number, attempt.started, attempt.ended, failure)
 
 
-def _failure(call: Call[Any], error: BaseException) -> Failure:
+def _failure(call: Call[Any], error: BaseException, redact: Callable[[str], str]) -> Failure:
     name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
-    return Failure(name, str(error)[:MESSAGE], call.record.label(error).name)
+    return Failure(name, redact(str(error))[:MESSAGE], call.record.label(error).name)
 
 
 MESSAGE = 2000

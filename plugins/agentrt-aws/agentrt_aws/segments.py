@@ -73,7 +73,9 @@ def _value(span: Span, resource: Resource, annotations: Collection[str]) -> dict
             indexed[re.sub("[^A-Za-z0-9_]", "_", name)] = text  # type: ignore[assignment]
         else:
             metadata[name] = attribute
-    if events := [_event(event) for event in span.events if event.name != "exception"]:
+    # The exceptions of a failure are its cause; those that were only noted are events like any other.
+    is_failed = span.status == "error"
+    if events := [_event(event) for event in span.events if not is_failed or event.name != "exception"]:
         metadata["events"] = events
     if span.links:
         metadata["links"] = [f"{xray_trace_id(link.trace_id)}@{link.span_id}" for link in span.links]
@@ -94,7 +96,7 @@ def _value(span: Span, resource: Resource, annotations: Collection[str]) -> dict
             value["namespace"] = "remote"  # a node of its own on the map
     elif version := resource.attributes.get("service.version"):
         value["service"] = {"version": str(version)}
-    if span.status == "error":
+    if is_failed:
         value.update(_failure(span))
     return value
 
