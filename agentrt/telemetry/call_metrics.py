@@ -20,7 +20,12 @@ class CallMetrics:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
+        meter.reserve(names.INSTRUMENTS)
         self._known: dict[tuple[str, str, str, str | None], _Of] = {}
+
+    def reset(self) -> None:
+        """Forget the series at hand: the meter has begun anew."""
+        self._known.clear()
 
     def call(self, call: Call[Any]) -> None:
         record = call.record

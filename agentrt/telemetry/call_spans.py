@@ -19,7 +19,7 @@ from agentrt.call import (
 )
 from agentrt.telemetry.caps import attribute_value
 from agentrt.telemetry.content import Content
-from agentrt.telemetry.conventions import Described, describe, error_type
+from agentrt.telemetry.conventions import Described, describe, error_text, error_type
 from agentrt.telemetry.signals import Attributes, Span, SpanEvent, SpanStatus
 from agentrt.telemetry.tracing import LiveSpan, UserSpan, exception_attributes
 
@@ -70,7 +70,7 @@ def call_spans(
             attributes["agentrt.degraded"] = True
         events = tuple(_events(call, offset))
         if error is not None:
-            status, message = "error", _message(error)
+            status, message = "error", error_text(error)
             attributes["error.type"] = error_type(error)
             events += (SpanEvent("exception", end_ns, exception_attributes(error)),)
         if len(attempts) == 1 and (error is None or attempts[0].error is error):
@@ -114,7 +114,7 @@ def run_span(
     message = ""
     events: tuple[SpanEvent, ...] = ()
     if error is not None:
-        status, message = "error", _message(error)
+        status, message = "error", error_text(error)
         attributes["error.type"] = error_type(error)
         events = (SpanEvent("exception", end_ns, exception_attributes(error)),)
     return _made(live, f"invoke_agent {agent}", attributes, events, status, message, start_ns, end_ns)
@@ -173,12 +173,13 @@ def _with_more(
     """What the user's code added to the span. A failure of ours is not made a success."""
     more = live.more
     assert more is not None
-    attributes |= {str(key): attribute_value(value) for key, value in more.attributes.items()}
+    # A task that outlived the call may still be adding to it.
+    attributes |= {str(key): attribute_value(value) for key, value in more.attributes.copy().items()}
     if more.dropped:
         attributes["agentrt.dropped_attributes"] = more.dropped
     added = tuple(
         SpanEvent(event.name, event.time_ns, {k: attribute_value(v) for k, v in event.attributes.items()})
-        for event in more.events
+        for event in list(more.events)
     )
     if more.status != "unset" and status != "error":
         status, message = more.status, more.message
@@ -213,7 +214,7 @@ def _attempt(attempt: Attempt, of: Described, trace_id: str, parent_id: str, off
     status: SpanStatus = "unset"
     message = ""
     if attempt.error is not None:
-        status, message = "error", _message(attempt.error)
+        status, message = "error", error_text(attempt.error)
         attributes["error.type"] = error_type(attempt.error)
         if attempt.label is not None:
             attributes["agentrt.error.label"] = attempt.label.name
@@ -283,10 +284,3 @@ def _event(entry: Entry) -> tuple[str, Attributes]:
             return "default served", {"error.type": error_type(entry.error)}
         case _:
             raise AssertionError(entry)
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # a __str__ of the user's that fails must not lose the span
-        return type(error).__name__

@@ -10,11 +10,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from agentrt.call import Call
 from agentrt.telemetry.meter import Instrument
 from agentrt.telemetry.signals import SpanKind
 
-__all__ = ["Described", "describe", "error_type"]
+__all__ = ["Described", "describe", "error_text", "error_type"]
 
 
 class Described(Struct, frozen=True):
@@ -55,9 +54,12 @@ def error_type(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def failure_of(call: Call[Any]) -> str | None:
-    error = call.record.error
-    return None if error is None else error_type(error)
+def error_text(error: BaseException) -> str:
+    """What an error says; one whose own `__str__` fails says that."""
+    try:
+        return str(error)
+    except Exception as failed:
+        return f"(its __str__ raised {type(failed).__name__})"
 
 
 # --- metrics -------------------------------------------------------------------------------------------
@@ -108,3 +110,23 @@ FALLBACKS = Instrument("agentrt.fallbacks", "counter", "{change}", "Changes to a
 REFUSALS = Instrument("agentrt.refusals", "counter", "{call}", "Calls that a stage did not let through")
 CIRCUIT_CHANGES = Instrument("agentrt.circuit.changes", "counter", "{change}", "Changes of a circuit's state")
 DROPPED = Instrument("agentrt.telemetry.dropped", "counter", "{item}", "Telemetry that was not delivered")
+
+INSTRUMENTS = (
+    OPERATION_DURATION,
+    FIRST_CHUNK,
+    TOKEN_USAGE,
+    TOOL_DURATION,
+    AGENT_DURATION,
+    CALL_DURATION,
+    EXECUTION_DURATION,
+    EXECUTION_TOKENS,
+    EXECUTION_ERRORS,
+    TOOL_CALLS,
+    MEMORY_TIME,
+    RETRIES,
+    FALLBACKS,
+    REFUSALS,
+    CIRCUIT_CHANGES,
+    DROPPED,
+)
+"""All of ours: nobody else's metric takes one of these names for something of another kind."""

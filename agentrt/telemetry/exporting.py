@@ -7,17 +7,21 @@ loop of its own for `async def export`; a backend that blocks or hangs holds up 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from agentrt.errors import ThrottledError, TransientError, classify
+from agentrt.telemetry.conventions import error_text
 from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Deltas, Meter
 from agentrt.telemetry.signals import Batch, LogLine, Metric, Resource, Signal, Span
@@ -96,12 +100,14 @@ class Exporting:
     def _begin(self) -> None:
         """What a thread needs; made anew in a forked process, where the old thread is not."""
         self._waiting: deque[Span | LogLine] = deque()
-        self._in_flight: list[Batch] = []
+        self._in_flight: Batch | None = None
+        # Guards all of the state and the counts. Under it the meter's lock may be taken, never the other way round.
         self._changed = threading.Condition()
         self._ended = threading.Event()
         self._closing_at: float | None = None
         self._flushes = 0
         self._flushed = 0
+        self._undelivered = 0
         self._thread: threading.Thread | None = None
 
     # --- from other threads -----------------------------------------------------------------------------
@@ -112,42 +118,53 @@ class Exporting:
             for signal, items in (("spans", spans), ("logs", lines)):
                 if signal not in self.wants or not items:
                     continue
-                room = self._limit - len(self._waiting)
-                if len(items) > room or self._closing_at is not None:
-                    kept = max(0, room) if self._closing_at is None else 0
-                    self._lose(signal, "queue full", len(items) - kept)
-                    items = items[:kept]
-                self._waiting.extend(items)
-            self.start()
+                if self._closing_at is not None:
+                    self._lose(signal, "shutdown", len(items))
+                    continue
+                room = max(0, self._limit - len(self._waiting))
+                self._lose(signal, "queue full", len(items) - room)
+                self._waiting.extend(items[:room])
+            if self._waiting:
+                self.start()
             if len(self._waiting) >= self._batch_size:
                 self._changed.notify_all()
 
-    def start(self) -> None:
-        """Start the thread, if it does not run."""
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name=f"agentrt telemetry {self.name}", daemon=True
-            )
-            self._thread.start()
-
-    def flush(self, seconds: float) -> bool:
-        """Deliver now what waits; False if that was not done in `seconds`."""
+    def start(self) -> bool:
+        """Start the thread, if it does not run; False if the system has no thread for it."""
         with self._changed:
             if self._thread is None:
-                return True
+                name = f"agentrt telemetry {self.name}"
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # Too many threads, or the interpreter is about to exit. The next offer tries again.
+                    self._fail(error)
+                    return False
+                self._thread = thread
+            return True
+
+    def flush(self, seconds: float) -> bool:
+        """Deliver now what waits; False if that was not done in `seconds`, or the backend did not take it."""
+        with self._changed:
+            if self._thread is None:
+                return not self._waiting
+            before = self._undelivered
             self._flushes += 1
             wanted = self._flushes
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._flushed >= wanted or self._ended.is_set(), seconds)
+            is_done = self._changed.wait_for(
+                lambda: self._flushed >= wanted or self._ended.is_set(), max(0.0, seconds)
+            )
+            return is_done and self._undelivered == before
 
     def close(self, until: float) -> None:
         """Begin to end: what waits is still tried until `until` (`time.monotonic()`), then counted as lost."""
         with self._changed:
             self._closing_at = until
-            if self._thread is None and "metrics" not in self.wants:
-                self._ended.set()
-                return
-            self.start()
+            is_idle = self._thread is None and not self._waiting and "metrics" not in self.wants
+            if is_idle or not self.start():
+                self._settle()
             self._changed.notify_all()
 
     def ended(self, seconds: float) -> bool:
@@ -155,23 +172,30 @@ class Exporting:
         return self._ended.wait(max(0.0, seconds))
 
     def abandon(self) -> None:
-        """The thread hangs: what it has not delivered is lost."""
-        if not self._ended.is_set():
-            with self._changed:
-                left: list[Span | LogLine | Batch] = [*self._waiting, *self._in_flight]
-                self._waiting.clear()
-                self._in_flight.clear()
-            for item in left:
-                self._lose_item(item, "shutdown")
+        """The thread hangs: what it has not delivered is lost, even if it comes through later."""
+        with self._changed:
+            if self._in_flight is not None:
+                self._lose_batch(self._in_flight, "shutdown")
+                self._in_flight = None
+            self._settle()
 
     def report(self) -> Delivered:
-        return Delivered(self.name, dict(self.delivered), dict(self.lost), self.error)
+        with self._changed:
+            return Delivered(self.name, dict(self.delivered), dict(self.lost), self.error)
 
     def after_fork(self) -> None:
-        """In the child: what waited is the parent's to deliver."""
+        """In the child: what waited is the parent's to deliver, and what was closed stays closed."""
+        closing_at = self._closing_at
         self._begin()
         self.delivered.clear()
         self.lost.clear()
+        self.error = None
+        self._told.clear()
+        if self._deltas is not None:
+            self._deltas = Deltas()
+        if closing_at is not None:
+            self._closing_at = closing_at
+            self._ended.set()
 
     # --- in the thread ----------------------------------------------------------------------------------
 
@@ -180,157 +204,185 @@ class Exporting:
         try:
             with instrumentation_suppressed(), asyncio.Runner() as runner:
                 runner.get_loop().set_default_executor(_DaemonThreads())
-                if self._opened(runner):
-                    self._serve(runner)
-                    self._closed(runner)
+                try:
+                    if self._opened(runner):
+                        self._serve(runner)
+                        self._closed(runner)
+                except BaseException as error:
+                    # A task of the backend's own that raised SystemExit, for example, or a bug of ours.
+                    self._fail(error)
+                    logger.exception("the telemetry backend %s can take nothing any more", self.name)
+                    self._refuse_all()
+                # Before the loop is closed: that waits for tasks of the backend's, which may hang.
+                with self._changed:
+                    self._settle()
         finally:
             with self._changed:
-                left = list(self._waiting)
-                self._waiting.clear()
-            for item in left:
-                self._lose_item(item, "shutdown" if self.error is None else "failed")
-            self._ended.set()
-            with self._changed:
-                self._changed.notify_all()
+                self._settle()
+
+    def _settle(self) -> None:
+        """Nothing is delivered any more: what waits is lost. The caller holds the lock."""
+        for item in self._waiting:
+            self._lose("spans" if isinstance(item, Span) else "logs", "shutdown", 1)
+        self._waiting.clear()
+        self._ended.set()
+        self._changed.notify_all()
 
     def _serve(self, runner: asyncio.Runner) -> None:
         next_metrics = time.monotonic() + self._interval
         while True:
             with self._changed:
-                wanted = self._flushes
                 if (
                     self._closing_at is None
-                    and self._flushed == wanted
+                    and self._flushed == self._flushes
                     and len(self._waiting) < self._batch_size
                 ):
                     self._changed.wait(self._interval if not self._waiting else min(1.0, self._interval))
-                closing = self._closing_at is not None
+                is_closing = self._closing_at is not None
                 wanted = self._flushes
-            due = time.monotonic() >= next_metrics or wanted > self._flushed or closing
+            due = time.monotonic() >= next_metrics or wanted > self._flushed or is_closing
             if due:
                 next_metrics = time.monotonic() + self._interval
             self._deliver_waiting(runner, with_metrics=due)
             with self._changed:
                 self._flushed = wanted
                 self._changed.notify_all()
-                if closing and (not self._waiting or self._remaining() <= 0.0):
-                    return
+                if is_closing:
+                    return  # nothing was added since, so whatever waits had no time left
 
     def _deliver_waiting(self, runner: asyncio.Runner, *, with_metrics: bool) -> None:
-        while True:
+        """Deliver what waits now, and the metrics after it. What comes meanwhile is for the next time: a backend that
+        is slower than what comes would get no metrics."""
+        left = len(self._waiting)
+        while left or with_metrics:
+            is_last = left <= self._batch_size
+            metrics = self._metrics() if with_metrics and is_last else ()
             with self._changed:
-                items = [self._waiting.popleft() for _ in range(min(self._batch_size, len(self._waiting)))]
-                more = bool(self._waiting)
-                metrics = () if more or not with_metrics else self._metrics()
+                size = min(left, self._batch_size, len(self._waiting))
+                items = [self._waiting.popleft() for _ in range(size)]
                 if not items and not metrics:
                     return
-                batch = Batch(
+                batch = self._in_flight = Batch(
                     self._resource,
                     tuple(item for item in items if isinstance(item, Span)),
                     metrics,
                     tuple(item for item in items if isinstance(item, LogLine)),
                 )
-                self._in_flight.append(batch)
             reason = self._deliver(runner, batch)
             with self._changed:
-                if batch not in self._in_flight:
+                if self._in_flight is not batch:
                     return  # given up while it hung: counted already
-                self._in_flight.clear()
-            if reason is None:
-                self._count(batch)
-            else:
-                self._lose_item(batch, reason)
-            if not more:
-                return
+                self._in_flight = None
+                if reason is None:
+                    self._count(batch)
+                else:
+                    self._undelivered += 1
+                    self._lose_batch(batch, reason)
+                if self._is_over():
+                    return
+            left -= size
+            with_metrics = with_metrics and not is_last
 
     def _metrics(self) -> tuple[Metric, ...]:
         if "metrics" not in self.wants:
             return ()
-        snapshot = tuple(map(self._redact, self._meter.snapshot()))
-        return snapshot if self._deltas is None else self._deltas.of(snapshot)
+        metrics = self._meter.snapshot()
+        if self._deltas is not None:
+            metrics = self._deltas.of(metrics)
+        return tuple(map(self._redact, metrics))
 
     def _deliver(self, runner: asyncio.Runner, batch: Batch) -> str | None:
         """Try until it is delivered, refused, or there is no time left. Returns the reason of a loss."""
         pause = FIRST_PAUSE
         for tried in range(1, MAX_TRIES + 1):
-            try:
-                self._call(runner, self.backend.export, batch)
+            error = self._call(runner, self.backend.export, batch)
+            if error is None:
                 return None
-            except Exception as error:
-                self.error = f"{type(error).__name__}: {error}"
-                if not _may_work_later(error):
-                    self._tell(error, "refused", "are lost")
-                    return "failed"
-                if tried == MAX_TRIES:
-                    break
-                self._tell(error, "does not take", "wait in a bounded queue meanwhile")
-                asked = error.retry_after if isinstance(error, ThrottledError) else None
-                if not self._paused(max(pause, min(asked or 0.0, LONGEST_PAUSE))):
-                    return "shutdown"
-                pause = min(2 * pause, LONGEST_PAUSE)
+            self._fail(error)
+            if not _may_work_later(error):
+                self._tell(error, "refused", "are lost")
+                return "failed"
+            if tried == MAX_TRIES:
+                break
+            self._tell(error, "does not take", "wait in a bounded queue meanwhile")
+            asked = _asked_to_wait(error)
+            if not self._paused(max(pause, asked), may_hurry=not asked):
+                return "shutdown"
+            pause = min(2 * pause, LONGEST_PAUSE)
         return "failed"
 
-    def _paused(self, seconds: float) -> bool:
-        """Wait before the next try; False if there is no time for one."""
+    def _paused(self, seconds: float, *, may_hurry: bool) -> bool:
+        """Wait before the next try; False if there is no time for one. `may_hurry`: a shutdown that begins meanwhile
+        has one last try at once."""
         until = time.monotonic() + seconds
         with self._changed:
+            was_closing = self._closing_at is not None
             while (left := until - time.monotonic()) > 0.0:
                 if self._closing_at is not None and self._closing_at <= until:
-                    return False
+                    return may_hurry and not was_closing and not self._is_over()
                 self._changed.wait(left)
         return True
 
-    def _call(self, runner: asyncio.Runner, function: Callable[..., Any], *arguments: Any) -> None:
+    def _call(
+        self, runner: asyncio.Runner, function: Callable[..., Any], *arguments: Any
+    ) -> BaseException | None:
+        """Call a function of the backend's within its time. Returns what it raised: whatever that is, SystemExit and
+        CancelledError among it, it ends neither this thread nor its loop."""
         timeout = min(self._timeout, self._remaining())
 
-        async def bounded() -> None:
-            async with asyncio.timeout(timeout):
-                outcome = function(*arguments)
-                if outcome is not None:
-                    await outcome
+        async def bounded() -> BaseException | None:
+            try:
+                async with asyncio.timeout(timeout):
+                    outcome = function(*arguments)
+                    if inspect.isawaitable(outcome):
+                        await outcome
+                    elif inspect.isasyncgen(outcome) or inspect.isgenerator(outcome):
+                        raise TypeError("it is a generator: there is a `yield` in it, so nothing of it ran")
+            except BaseException as error:
+                return error
+            return None
 
-        runner.run(bounded())
+        return runner.run(bounded())
 
     def _remaining(self) -> float:
-        """Seconds until the end of a shutdown; infinite before one."""
-        return float("inf") if self._closing_at is None else max(0.05, self._closing_at - time.monotonic())
+        """Seconds that a call of the backend's may take: until the end of a shutdown, infinite before one."""
+        return math.inf if self._closing_at is None else max(0.05, self._closing_at - time.monotonic())
+
+    def _is_over(self) -> bool:
+        return self._closing_at is not None and time.monotonic() >= self._closing_at
 
     def _opened(self, runner: asyncio.Runner) -> bool:
         open_ = getattr(self.backend, "open", None)
-        if open_ is None:
+        error = None if open_ is None else self._call(runner, open_, self._host)
+        if error is None:
             return True
-        try:
-            self._call(runner, open_, self._host)
-        except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
-            self._tell(error, "could not be opened", "are lost")
-            self._refuse_all()
-            return False
-        return True
+        self._fail(error)
+        self._tell(error, "could not be opened", "are lost")
+        self._refuse_all()
+        return False
 
     def _refuse_all(self) -> None:
-        """A backend that cannot be opened takes nothing until the runtime ends."""
-        while True:
-            with self._changed:
-                left = list(self._waiting)
+        """A backend that cannot be opened, or broke, takes nothing until the runtime ends."""
+        with self._changed:
+            if self._in_flight is not None:
+                self._lose_batch(self._in_flight, "failed")
+                self._in_flight = None
+            while True:
+                if self._waiting:
+                    self._undelivered += 1
+                for item in self._waiting:
+                    self._lose("spans" if isinstance(item, Span) else "logs", "failed", 1)
                 self._waiting.clear()
-                closing = self._closing_at is not None
                 self._flushed = self._flushes
                 self._changed.notify_all()
-            for item in left:
-                self._lose_item(item, "failed")
-            if closing:
-                return
-            with self._changed:
+                if self._closing_at is not None:
+                    return
                 self._changed.wait(self._interval)
 
     def _closed(self, runner: asyncio.Runner) -> None:
         aclose = getattr(self.backend, "aclose", None)
-        if aclose is None:
-            return
-        try:
-            self._call(runner, aclose)
-        except Exception as error:
+        error = None if aclose is None else self._call(runner, aclose)
+        if error is not None:
             self._tell(error, "could not be closed", "were delivered before")
 
     # --- counting ---------------------------------------------------------------------------------------
@@ -340,22 +392,23 @@ class Exporting:
         self.delivered["logs"] += len(batch.logs)
         self.delivered["metrics"] += sum(len(metric.points) for metric in batch.metrics)
 
-    def _lose_item(self, item: Span | LogLine | Batch, reason: str) -> None:
-        if isinstance(item, Batch):
-            self._lose("spans", reason, len(item.spans))
-            self._lose("logs", reason, len(item.logs))
-            if self._deltas is not None or self._closing_at is not None:
-                # What a snapshot since the start has to say, the next one says as well.
-                self._lose("metrics", reason, sum(len(metric.points) for metric in item.metrics))
-        else:
-            self._lose("spans" if isinstance(item, Span) else "logs", reason, 1)
+    def _lose_batch(self, batch: Batch, reason: str) -> None:
+        self._lose("spans", reason, len(batch.spans))
+        self._lose("logs", reason, len(batch.logs))
+        if self._deltas is not None or self._closing_at is not None:
+            # What a snapshot since the start has to say, the next one says as well.
+            self._lose("metrics", reason, sum(len(metric.points) for metric in batch.metrics))
 
     def _lose(self, signal: str, reason: str, count: int) -> None:
-        if count:
+        """Count what is lost. The caller holds the lock."""
+        if count > 0:
             self.lost[signal, reason] += count
             self._note_dropped(self.name, signal, reason, count)
 
-    def _tell(self, error: Exception, what: str, then: str) -> None:
+    def _fail(self, error: BaseException) -> None:
+        self.error = f"{type(error).__name__}: {error_text(error)}"
+
+    def _tell(self, error: BaseException, what: str, then: str) -> None:
         """Once for each kind of failure: telemetry that fails must not fill the log."""
         if what not in self._told:
             self._told.add(what)
@@ -364,7 +417,7 @@ class Exporting:
                 self.name,
                 what,
                 type(error).__name__,
-                error,
+                error_text(error),
                 then,
             )
 
@@ -375,10 +428,13 @@ class _DaemonThreads(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         future: Future[T] = Future()
+        context = copy_context()  # in which nothing is traced or forwarded
 
         def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
-                result = fn(*args, **kwargs)
+                result = context.run(fn, *args, **kwargs)
             except BaseException as error:
                 future.set_exception(error)
             else:
@@ -391,5 +447,11 @@ class _DaemonThreads(ThreadPoolExecutor):
         """Nothing is waited for."""
 
 
-def _may_work_later(error: Exception) -> bool:
+def _may_work_later(error: BaseException) -> bool:
     return isinstance(error, TransientError | OSError | TimeoutError) or classify(error).retry
+
+
+def _asked_to_wait(error: BaseException) -> float:
+    """Seconds that the backend asked for before the next try, at most the longest pause; 0.0 if it did not."""
+    asked = error.retry_after if isinstance(error, ThrottledError) else None
+    return min(asked, LONGEST_PAUSE) if isinstance(asked, int | float) and asked > 0.0 else 0.0

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -87,11 +87,25 @@ class Meter:
     """All metrics of a runtime. One thread adds, any thread takes a `snapshot`."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        """Held by whoever adds; not per value: a whole batch of calls is added under it."""
-        self.start_ns = time.time_ns()
         self._instruments: dict[str, Instrument] = {}
         self._series: dict[str, dict[tuple[Any, ...], Series]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, with the same instruments: in a forked process, where what was counted is the parent's and the
+        lock perhaps held by a thread that is not there. Series that were kept count for nothing any more."""
+        self.lock = threading.RLock()  # a `__del__` may record a value in the middle of an addition
+        """Held by whoever adds; not per value: a whole batch of calls is added under it. Under it no code of the
+        user's runs, and nothing is logged: a handler that looks at metrics would wait for ever."""
+        self.start_ns = time.time_ns()
+        self._series = {name: {} for name in self._instruments}
+
+    def reserve(self, instruments: Iterable[Instrument]) -> None:
+        """Make these names ours, whatever else is recorded before their first value."""
+        with self.lock:
+            for instrument in instruments:
+                self._instruments[instrument.name] = instrument
+                self._series[instrument.name] = {}
 
     def series(self, instrument: Instrument, attributes: Mapping[str, Any]) -> Series:
         """Where to add values with these attributes; to be kept by the caller while it likes.
@@ -110,7 +124,7 @@ class Meter:
         elif known.kind != instrument.kind:
             raise ConfigError(f"metric {instrument.name!r} is a {known.kind}, not a {instrument.kind}")
         of_metric = self._series[instrument.name]
-        key = tuple(sorted(attributes.items())) if attributes else ()
+        key = _key(attributes)
         series = of_metric.get(key)
         if series is None:
             kept = dict(attributes)
@@ -133,9 +147,10 @@ class Meter:
                     instrument.kind,
                     instrument.unit,
                     instrument.description,
-                    tuple(series.point(now) for series in self._series[name].values()),
+                    tuple(each.point(now) for each in list(series.values())),
                 )
-                for name, instrument in self._instruments.items()
+                for name, instrument in list(self._instruments.items())
+                if (series := self._series[name])
             )
 
 
@@ -144,10 +159,12 @@ class Deltas:
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, tuple[Any, ...]], Point] = {}
+        self._until = 0
 
     def of(self, snapshot: tuple[Metric, ...]) -> tuple[Metric, ...]:
         """The difference to the snapshot before; points and metrics to which nothing came are left out."""
         metrics = []
+        until = max((point.time_ns for metric in snapshot for point in metric.points), default=0)
         for metric in snapshot:
             points = tuple(
                 point for each in metric.points if (point := self._difference(metric, each)) is not None
@@ -163,14 +180,19 @@ class Deltas:
                         is_delta=metric.kind != "gauge",
                     )
                 )
+        self._until = max(until, self._until)
         return tuple(metrics)
 
     def _difference(self, metric: Metric, point: Point) -> Point | None:
-        key = (metric.name, tuple(sorted(point.attributes.items())))
+        key = (metric.name, _key(point.attributes))
         last = self._last.get(key)
         self._last[key] = point
-        if last is None or metric.kind == "gauge":
+        if metric.kind == "gauge":
             return point
+        if last is None:
+            # It began after the snapshot before this one, or it would have been in there.
+            start_ns = max(point.start_ns, self._until)
+            return Point(point.attributes, point.value, start_ns, point.time_ns)
         now, before = point.value, last.value
         if isinstance(now, Histogram) and isinstance(before, Histogram):
             if now.count == before.count:
@@ -188,6 +210,15 @@ class Deltas:
                 return None
             value = now - before
         return Point(point.attributes, value, last.time_ns, point.time_ns)
+
+
+def _key(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells one set of attributes from another."""
+    if not attributes:
+        return ()
+    return tuple(
+        sorted((name, tuple(value) if type(value) is list else value) for name, value in attributes.items())
+    )
 
 
 def _extremes(counts: tuple[int, ...], whole: Histogram) -> tuple[float, float]:

@@ -36,7 +36,13 @@ ACCUMULATE = 0.05
 """Seconds for which the thread lets things come before it looks."""
 
 CHUNK = 512
-"""Items between two looks at the clock: the lock of the metrics is not held longer."""
+"""Items that are made into signals at once: the lock of the metrics is not held longer."""
+
+TAG_BYTES = 256
+"""What is kept of a value of a metric's tag."""
+
+MAX_TOLD = 100
+"""So many different problems are told."""
 
 
 class EndedRun(Struct, frozen=True, eq=False):
@@ -78,37 +84,45 @@ class Processor:
         keep_failures: bool = False,
         value_bytes: int = VALUE_BYTES,
         captures: bool = False,
-        observe: Callable[[list[Span]], None] | None = None,
     ) -> None:
         self.exporters = exporters
-        self.dropped: Counter[str] = Counter()
-        self.made: Counter[str] = Counter()
         self._meter = meter
         self._calls = CallMetrics(meter)
         self._redactor = redactor
-        self._limit = limit
+        self._queue = limit
         self._keep_failures = keep_failures
         self._value_bytes = value_bytes
         self._content = Content(redactor, value_bytes=value_bytes) if captures else None
-        self._observe = observe
+        self._measurers: dict[type, Callable[[Any], None]] = {
+            Call: self._calls.call,
+            EndedRun: self._measure_run,
+        }
         self._makers: dict[type, Callable[[Any, _Made], None]] = {
             Call: self._call,
             EndedRun: self._run_ended,
-            Measured: self._measured,
+            Measured: lambda measured, made: self._record(measured),
             LogLine: lambda line, made: made.lines.append(line),
             Span: lambda span, made: made.spans.append(span),
         }
-        self._wants_spans = False
-        self._failures = 0
+        self._wants_spans = any("spans" in exporter.wants for exporter in exporters)
+        self._is_started = False
+        self._is_closing = False
+        self._is_closed = False
         self._clock: tuple[Any, int] = (None, 0)
         self._begin()
 
     def _begin(self) -> None:
+        """What threads share; made anew in a forked process, where the old threads are not."""
+        self._limit = 0 if self._is_closing else self._queue
         self._pending: deque[Any] = deque()
+        self._in_hand: list[Any] = []
+        self._lost: Counter[tuple[str, str]] = Counter()
+        self._told: set[str] = set()
+        self._counting = threading.RLock()  # a `__del__` may log in the middle of it
+        self._starting = threading.Lock()
         self._draining = threading.Lock()
         self._wake = threading.Event()
         self._is_idle = True
-        self._is_closing = False
         self._thread: threading.Thread | None = None
 
     def take(self, kind: type, maker: Callable[[Any], Span | LogLine | None]) -> None:
@@ -126,10 +140,10 @@ class Processor:
     # --- on the call path -------------------------------------------------------------------------------
 
     def offer(self, item: Any, /) -> None:
-        """Queue `item`; never waits."""
+        """Queue `item`; never waits. Once it is closed, `item` is counted as lost."""
         pending = self._pending
         if len(pending) >= self._limit:
-            self._drop(item)
+            self._lose(item, "shutdown" if self._is_closing else "queue full")
             return
         pending.append(item)
         if self._is_idle:
@@ -139,27 +153,96 @@ class Processor:
     def add(self, item: Any, /) -> None:
         """Add `item` to the metrics at once. Without a backend that exports this is all there is to do, and a queue
         would only hold on to requests and errors."""
-        with self._meter.lock:
-            self._make(item, _Made())
-
-    def _drop(self, item: Any) -> None:
-        name = {"Call": "calls", "EndedRun": "runs", "Measured": "metrics", "LogLine": "logs"}.get(
-            type(item).__name__, "spans"
-        )
-        self.dropped[name] += 1
+        try:
+            if type(item) is Measured:
+                self._record(item)
+            else:
+                with self._meter.lock:
+                    self._measurers[type(item)](item)
+        except Exception as error:
+            made = _Made()
+            made.fail(item, error)
+            self._count_failures(made)
+            self._tell(made.failures)
 
     def start(self) -> None:
         """Begin to hand on what comes, for there are backends that export it."""
-        self._wants_spans = any("spans" in exporter.wants for exporter in self.exporters)
+        self._is_started = True
         for exporter in self.exporters:
             if "metrics" in exporter.wants:
                 exporter.start()
 
     def _start(self) -> None:
-        if self._thread is None and not self._is_closing:
-            self._thread = threading.Thread(target=self._run, name="agentrt telemetry", daemon=True)
-            self._thread.start()
+        """Wake the thread, or start it. Without a lock in the usual case, in which a `__del__` may come here again."""
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="agentrt telemetry", daemon=True)
+                    try:
+                        thread.start()
+                    except RuntimeError:
+                        # Too many threads, or the interpreter is about to exit. The next offer tries again, and
+                        # flush and close do without.
+                        self._is_idle = True
+                        return
+                    self._thread = thread
         self._wake.set()
+
+    # --- counting what is lost --------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> dict[tuple[str, str], int]:
+        """What no backend was offered, by signal ("calls", "runs", "spans", "metrics", "logs") and reason: "queue
+        full", "failed" (no signal could be made of it) or "shutdown"."""
+        with self._counting:
+            if self._is_closed and self._pending:
+                self._give_up()  # it came while we closed
+            return dict(self._lost)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """`lost` by signal."""
+        sums: Counter[str] = Counter()
+        for (signal, _), count in self.lost.items():
+            sums[signal] += count
+        return dict(sums)
+
+    def note_dropped(self, backend: str, signal: str, reason: str, count: int) -> None:
+        """Count what a backend lost, as a metric."""
+        tags = {"agentrt.backend": backend, "agentrt.signal": signal, "agentrt.reason": reason}
+        with self._meter.lock:
+            self._meter.series(DROPPED, tags).sum += count
+
+    def _lose(self, item: Any, reason: str) -> None:
+        signal = _SIGNALS.get(type(item), "spans")
+        with self._counting:
+            self._lost[signal, reason] += 1
+
+    def _count_lost(self) -> None:
+        """What is lost in here as a metric."""
+        lost = self.lost
+        if lost:
+            with self._meter.lock:
+                for (signal, reason), count in lost.items():
+                    tags = {"agentrt.signal": signal, "agentrt.reason": reason}
+                    self._meter.series(DROPPED, tags).sum = float(count)
+
+    def _count_failures(self, made: _Made) -> None:
+        if made.failures:
+            with self._counting:
+                for signal, _, _ in made.failures:
+                    self._lost[signal, "failed"] += 1
+
+    def _tell(self, failures: list[_Failure]) -> None:
+        """Say what failed, each problem once, and never with a lock held: a log's handler may come back to us."""
+        for _, what, error in failures:
+            if what in self._told or len(self._told) >= MAX_TOLD:
+                continue
+            self._told.add(what)
+            if isinstance(error, ConfigError):
+                logger.warning("%s; it is not recorded, and this is said once", what)
+            else:
+                logger.error("%s; further ones are only counted", what, exc_info=error)
 
     # --- in the thread ----------------------------------------------------------------------------------
 
@@ -170,51 +253,85 @@ class Processor:
             if not self._is_closing:
                 time.sleep(ACCUMULATE)
             self._wake.clear()
-            self.drain()
+            while self._pending:
+                self.drain()
             self._is_idle = True
             if self._pending:  # came before we said that we are idle
                 self._is_idle = False
                 self._wake.set()
 
-    def drain(self) -> None:
-        """Make signals of everything that waits, here and now."""
-        with self._draining:
-            while self._pending:
-                self._drain_chunk()
+    def drain(self, seconds: float = 5.0) -> bool:
+        """Make signals of everything that waits now, here; False if another thread is at it for `seconds`."""
+        if not self._draining.acquire(timeout=max(0.0, seconds)):
+            return False
+        failures: list[_Failure] = []
+        try:
+            left = len(self._pending)  # what comes meanwhile is for the next time
+            while left > 0:
+                failures += self._drain_chunk()
+                left -= CHUNK
+            self._count_lost()
+        finally:
+            self._draining.release()
+        self._tell(failures)
+        return True
 
-    def _drain_chunk(self) -> None:
-        made = _Made()
+    def _drain_chunk(self) -> list[_Failure]:
         pending = self._pending
-        with self._meter.lock:
-            for _ in range(min(CHUNK, len(pending))):
-                self._make(pending.popleft(), made)
-            self._count_dropped()
-        if not made.spans and not made.lines:
-            return
-        spans = [self._clean_span(span) for span in made.spans]
-        lines = [self._clean_line(line) for line in made.lines]
-        self.made["spans"] += len(spans)
-        self.made["logs"] += len(lines)
-        if self._observe is not None:
-            self._observe(spans)
+        with self._counting:
+            items = self._in_hand = [pending.popleft() for _ in range(min(CHUNK, len(pending)))]
+        made = _Made()
+        self._measure_all(items, made)
+        for item in items:
+            self._make(item, made)
+        spans = self._cleaned(self._clean_span, made.spans, made)
+        lines = self._cleaned(self._clean_line, made.lines, made)
+        with self._counting:
+            if self._in_hand is not items:
+                return []  # given up while something of the user's hung: counted already
+            self._in_hand = []
+            self._count_failures(made)
         for exporter in self.exporters:
             exporter.offer(spans, lines)
+        return made.failures
+
+    def _measure_all(self, items: list[Any], made: _Made) -> None:
+        """Add `items` to the metrics: the part that runs no code of the user's, under the lock."""
+        measurers = self._measurers
+        with self._meter.lock:
+            for item in items:
+                measure = measurers.get(type(item))
+                if measure is not None:
+                    try:
+                        measure(item)
+                    except Exception as error:
+                        made.fail(item, error, signal="metrics")
 
     def _make(self, item: Any, made: _Made) -> None:
         try:
             self._makers[type(item)](item, made)
-        except Exception:
-            self._failures += 1
-            self.dropped["spans"] += 1
-            if self._failures == 1:
-                kind = type(item).__name__
-                logger.exception("telemetry could not be made of a %s; further ones are only counted", kind)
+        except (
+            BaseException
+        ) as error:  # of the user's `__repr__`, say: SystemExit from there means nothing to us
+            made.fail(item, error)
+
+    def _cleaned(self, clean: Callable[[Any], Any], items: list[Any], made: _Made) -> list[Any]:
+        """The items redacted and cut to size. One with which that does not work is not sent."""
+        cleaned = []
+        for item in items:
+            try:
+                cleaned.append(clean(item))
+            except BaseException as error:
+                made.fail(item, error)
+        return cleaned
+
+    def _measure_run(self, run: EndedRun) -> None:
+        self._calls.run(run.agent, run.ended - run.started, run.error)
 
     def _call(self, call: Call[Any], made: _Made) -> None:
-        self._calls.call(call)
-        record = call.record
         if not self._wants_spans:
             return
+        record = call.record
         live = record.span
         if live is None:
             if record.error is None or not self._keep_failures or call.run is not None:
@@ -225,7 +342,6 @@ class Processor:
         made.spans.extend(call_spans(call, live, self._offset(record.time), self._content))
 
     def _run_ended(self, run: EndedRun, made: _Made) -> None:
-        self._calls.run(run.agent, run.ended - run.started, run.error)
         if not self._wants_spans or run.live is None:
             return
         from agentrt.telemetry.call_spans import call_spans, run_span
@@ -244,34 +360,11 @@ class Processor:
             )
         )
 
-    def _measured(self, measured: Measured, made: _Made) -> None:
-        del made
-        try:
-            tags = self._redactor.attributes(
-                {str(name): attribute_value(value) for name, value in measured.tags.items()}
-            )
-            tags = {
-                name: tuple(v) if isinstance(v, list) else v
-                for name, v in cap_attributes(tags, value_bytes=256).items()
-            }
-            self._meter.series(measured.instrument, tags).add(measured.value)
-        except ConfigError as error:
-            self.dropped["metrics"] += 1
-            if not self._failures:
-                self._failures += 1
-                logger.warning("record_metric: %s; what does not fit is counted and not told again", error)
-
-    def _count_dropped(self) -> None:
-        """Drops of this queue as a metric. The caller holds the lock of the meter."""
-        for signal, count in self.dropped.items():
-            tags = {"agentrt.signal": signal, "agentrt.reason": "queue full"}
-            self._meter.series(DROPPED, tags).sum = float(count)
-
-    def note_dropped(self, backend: str, signal: str, reason: str, count: int) -> None:
-        """Count what a backend lost, as a metric."""
-        tags = {"agentrt.backend": backend, "agentrt.signal": signal, "agentrt.reason": reason}
+    def _record(self, measured: Measured) -> None:
+        tags = {str(name): attribute_value(value) for name, value in measured.tags.items()}
+        tags = cap_attributes(self._redactor.attributes(tags), value_bytes=TAG_BYTES)
         with self._meter.lock:
-            self._meter.series(DROPPED, tags).sum += count
+            self._meter.series(measured.instrument, tags).add(measured.value)
 
     def _offset(self, clock: Callable[[], float]) -> int:
         """Nanoseconds from a loop's clock to the epoch: the same for all of a trace, unless the system's clock was
@@ -311,45 +404,82 @@ class Processor:
     # --- the end ----------------------------------------------------------------------------------------
 
     def flush(self, seconds: float) -> bool:
-        """Deliver everything that came until now; False if that was not done in `seconds`. Blocks."""
+        """Deliver everything that came until now; False if that was not done in `seconds`, or a backend did not take
+        it. Blocks."""
         until = time.monotonic() + seconds
-        self.drain()
-        flushed = [exporter.flush(max(0.0, until - time.monotonic())) for exporter in self.exporters]
-        return all(flushed)
+        drained = self.drain(seconds)
+        flushed = [exporter.flush(until - time.monotonic()) for exporter in self.exporters]
+        return drained and all(flushed)
 
     def close(self, seconds: float) -> None:
         """Deliver what waits, all backends at once, and count what is not delivered in `seconds` as lost. Blocks."""
         until = time.monotonic() + seconds
         self._is_closing = True
+        self._limit = 0
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(max(0.0, until - time.monotonic()))
-        self.drain()
+        # At most half of the time, if something of the user's hangs in there: the backends need theirs.
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds / 2)
+        if (thread is not None and thread.is_alive()) or not self.drain(0.0):
+            self._give_up()
+        self._is_closed = True
         for exporter in self.exporters:
             exporter.close(until)
         for exporter in self.exporters:
             if not exporter.ended(until - time.monotonic()):
                 exporter.abandon()
 
+    def _give_up(self) -> None:
+        """What waits, and what is in the hand of a thread that hangs, is lost."""
+        with self._counting:
+            left, self._in_hand = [*self._in_hand, *self._pending], []
+            self._pending.clear()
+            for item in left:
+                self._lose(item, "shutdown")
+        self._count_lost()
+
     def after_fork(self) -> None:
-        """In the child: begin anew; what waits is the parent's."""
+        """In the child: begin anew. What waits and what was counted is the parent's; what was closed stays closed."""
         self._begin()
-        self.dropped.clear()
-        self.made.clear()
+        self._meter.reset()
+        self._calls.reset()
         for exporter in self.exporters:
             exporter.after_fork()
-        if self.exporters:
+        if self._is_started and not self._is_closing:
             self.start()
+
+
+_Failure = tuple[str, str, BaseException]
+"""The signal that is lost, what to say, and why."""
 
 
 class _Made:
     """What a chunk of items came to."""
 
-    __slots__ = ("lines", "spans")
+    __slots__ = ("failures", "lines", "spans")
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.lines: list[LogLine] = []
+        self.failures: list[_Failure] = []
+
+    def fail(self, item: Any, error: BaseException, *, signal: str | None = None) -> None:
+        """`item` is lost because of `error`, or the `signal` that it should have become."""
+        kind = type(item)
+        what = f"telemetry could not be made of a {kind.__name__}"
+        if isinstance(error, ConfigError):
+            what = f"record_metric: {error}"
+        self.failures.append((signal or _SIGNALS.get(kind, "spans"), what, error))
+
+
+_SIGNALS: dict[type, str] = {
+    Call: "calls",
+    EndedRun: "runs",
+    Measured: "metrics",
+    LogLine: "logs",
+    Span: "spans",
+}
 
 
 def _unsampled(parent: Any = None) -> Any:

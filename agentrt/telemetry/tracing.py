@@ -10,6 +10,7 @@ Only what traces imports this file: it loads the OpenTelemetry API.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -23,6 +24,8 @@ from opentelemetry import trace
 from opentelemetry.context.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
+from agentrt.telemetry.caps import attribute_value
+from agentrt.telemetry.conventions import error_text, error_type
 from agentrt.telemetry.signals import Link, SpanEvent, SpanStatus
 
 __all__ = [
@@ -51,6 +54,7 @@ _STATUS: dict[StatusCode, SpanStatus] = {
     StatusCode.ERROR: "error",
 }
 _ids = threading.Lock()
+_PLAIN = frozenset((str, int, float, bool))
 
 
 class _Current:
@@ -141,7 +145,8 @@ class LiveSpan(trace.Span):
         self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None
     ) -> None:
         at = time.time_ns() if timestamp is None else timestamp
-        self._more.add(SpanEvent(name, at, dict(attributes or {})))
+        kept = {key: _as_it_is(value) for key, value in attributes.items()} if attributes else {}
+        self._more.add(SpanEvent(str(name), at, kept))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
         link = Link(f"{context.trace_id:032x}", f"{context.span_id:016x}", dict(attributes or {}))
@@ -149,7 +154,7 @@ class LiveSpan(trace.Span):
             self._more.links.append(link)
 
     def update_name(self, name: str) -> None:
-        self._more.name = name
+        self._more.name = str(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         code = status.status_code if isinstance(status, Status) else status
@@ -191,7 +196,7 @@ class UserSpan(LiveSpan):
         on_end: Callable[[UserSpan], None],
     ) -> None:
         super().__init__(outer)
-        self.name = name
+        self.name = str(name)
         self.started_ns = time.time_ns()
         self._on_end: Callable[[UserSpan], None] | None = on_end
         if attributes:
@@ -217,7 +222,7 @@ class UserSpan(LiveSpan):
         detach(self._token)
         if isinstance(error, Exception) and self._more.status == "unset":
             self.record_exception(error)
-            self.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
+            self.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error_text(error)}")
         self.end()
 
 
@@ -237,7 +242,7 @@ class _More:
 
     def set(self, key: str, value: Any) -> None:
         if len(self.attributes) < MAX_ATTRIBUTES or key in self.attributes:
-            self.attributes[key] = value
+            self.attributes[key] = _as_it_is(value)
         else:
             self.dropped += 1
 
@@ -246,6 +251,11 @@ class _More:
             self.events.append(event)
         else:
             self.dropped += 1
+
+
+def _as_it_is(value: Any) -> Any:
+    """What is set may change later, and need not like to be looked at by another thread."""
+    return value if type(value) in _PLAIN else attribute_value(value)
 
 
 def attach(span: trace.Span) -> Token[Context]:
@@ -308,16 +318,21 @@ def exception_attributes(error: BaseException) -> dict[str, Any]:
     import traceback
 
     return {
-        "exception.type": type_name(error),
-        "exception.message": str(error),
+        "exception.type": error_type(error),
+        "exception.message": error_text(error),
         "exception.stacktrace": "".join(traceback.format_exception(error, limit=-20)),
     }
 
 
-def type_name(error: BaseException) -> str:
-    """The class with its module, as `error.type` has it."""
-    return f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
-
-
 def _random_id(bits: int) -> int:
     return random.getrandbits(bits) or 1
+
+
+def _after_fork() -> None:
+    """Another thread, which is not there in the child, may have held it."""
+    global _ids
+    _ids = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
