@@ -78,8 +78,8 @@ class Summary(Struct, frozen=True):
 class InMemory:
     """Keeps the last `max_calls` (10,000) calls; `dropped` counts the older ones that had to go.
 
-    What is kept is text and numbers: an outage does not fill the memory with tracebacks and requests. Messages of errors
-    go through `redact`, which a runtime sets.
+    What is kept is text and numbers: an outage does not fill the memory with tracebacks and requests. Messages of
+    errors go through `redact`, which a runtime sets.
     """
 
     def __init__(self, *, max_calls: int = 10_000) -> None:

@@ -53,8 +53,8 @@ class TelemetryBackend(Protocol):
 class CallCollector(Protocol):
     """A backend that sees each finished call itself, on the call path: for tests and for what must not be late.
 
-    Optional: `open`, `aclose` as above but in the runtime's loop; `is_used`: False keeps it off the call path; `redact`:
-    the runtime sets it to a function that takes the secrets out of a text. The call itself has them still.
+    Optional: `open`, `aclose` as above but in the runtime's loop; `is_used`: False keeps it off the call path;
+    `redact`: the runtime sets it to a function that takes the secrets out of a text. The call itself has them still.
     """
 
     def collect(self, call: Call[Any], /) -> None:

@@ -153,7 +153,7 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory, _moto: Moto, _ddapm: Ddap
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory, _moto: Moto, _ddapm: Ddapm) -> Iterator[Planted]:
     """A run that fetches the secret and has it in each place, also as it travels."""
-    places = {place: f"before {SECRET} after" for place in PLACES}
+    places = dict.fromkeys(PLACES, f"before {SECRET} after")
     places["in a URL"] = f"https://x.example/?a={quote(SECRET, safe='')}&b={quote_plus(SECRET)}"
     places["in JSON"] = json.dumps({"a": SECRET, "b": json.dumps([SECRET]), "c": repr(SECRET)})
     places["tool argument"] += " " + encoded(f"user:{SECRET}!") + " " + encoded(SECRET)
