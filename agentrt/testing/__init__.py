@@ -1,13 +1,36 @@
-"""What tests need: time that passes at once, and clocks that are set by hand.
+"""What tests need: time that passes at once, clocks that are set by hand, and the tests of a plugin.
 
     from agentrt.testing import run
 
     def test_gives_up():
         run(scenario)           # an async function, on a `VirtualTimeLoop`: a minute costs no time
 
+    from agentrt.testing import TelemetryBackendTests
+
+    class TestMine(TelemetryBackendTests):      # the tests that every telemetry backend should pass
+        def make(self):
+            return Mine(...)
+
 With pytest-asyncio, `pytest_plugins = ["agentrt.testing.pytest_plugin"]` adds the marker `virtual_time`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from agentrt.testing.virtual_time import Deadlock, FakeClock, VirtualTimeLoop, advance, run
 
-__all__ = ["Deadlock", "FakeClock", "VirtualTimeLoop", "advance", "run"]
+if TYPE_CHECKING:
+    from agentrt.testing.telemetry_suite import TelemetryBackendTests
+
+__all__ = ["Deadlock", "FakeClock", "TelemetryBackendTests", "VirtualTimeLoop", "advance", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the suite, and the runtime with it, when it is used: a virtual clock needs neither."""
+    if name != "TelemetryBackendTests":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from agentrt.testing.telemetry_suite import TelemetryBackendTests
+
+    globals()[name] = TelemetryBackendTests
+    return TelemetryBackendTests
