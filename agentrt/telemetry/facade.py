@@ -189,7 +189,7 @@ class RuntimeTelemetry:
         if live is None and error is not None and self._spans is not None and self.settings.keep_failures:
             live, calls = self._spans.kept(), tuple(ctx.calls)
         ended = ctx.loop.time()
-        attributes = _run_attributes(ctx)
+        attributes = {} if live is None else _run_attributes(ctx)  # metrics have no use for them
         self._take(
             EndedRun(ctx.agent_name, attributes, ended - seconds, ended, ctx.loop.time, error, live, calls)
         )

@@ -60,8 +60,8 @@ class Spans:
             if not self._registers or not isinstance(provider, trace.ProxyTracerProvider):
                 return
             provider = self._registered()
-        self._listener = _listener(self._processor)
-        provider.add_span_processor(self._listener)
+        self._listener = _listener_of(provider)
+        self._listener.processors.add(self._processor)
 
     def _registered(self) -> Any:
         """A provider of the SDK, now the process's, that decides as we do and delivers nothing itself."""
@@ -77,7 +77,7 @@ class Spans:
     def close(self) -> None:
         """Spans that others end from now on are not ours any more."""
         if self._listener is not None:
-            self._listener.is_open = False
+            self._listener.processors.discard(self._processor)
 
     # --- runs -------------------------------------------------------------------------------------------
 
@@ -120,17 +120,33 @@ def _from_foreign(foreign: _Foreign) -> Any:
     return from_readable_span(foreign.readable)
 
 
-def _listener(processor: Processor) -> Any:
-    """A span processor of the SDK that hands ended spans on."""
+def _listener_of(provider: Any) -> Any:
+    """The one span processor of ours that `provider` has: the SDK cannot take one away again."""
+    listener = getattr(provider, "_agentrt_listener", None)
+    if listener is None:
+        listener = provider._agentrt_listener = _new_listener()
+        provider.add_span_processor(listener)
+    return listener
+
+
+def _new_listener() -> Any:
     from opentelemetry.sdk.trace import SpanProcessor
 
     class Listener(SpanProcessor):
-        is_open = True
+        """Hands ended spans to the processors of the runtimes that are open."""
+
+        def __init__(self) -> None:
+            self.processors: set[Processor] = set()
 
         def on_end(self, span: Any) -> None:
             scope = span.instrumentation_scope
-            # Our own spans may come back this way, from a provider that they were handed to.
-            if self.is_open and (scope is None or scope.name != SCOPE) and span.context.trace_flags.sampled:
-                processor.offer(_Foreign(span))
+            # Our own spans come by here as well, where they are handed to the provider of the process.
+            if (
+                self.processors
+                and (scope is None or scope.name != SCOPE)
+                and span.context.trace_flags.sampled
+            ):
+                for processor in tuple(self.processors):
+                    processor.offer(_Foreign(span))
 
     return Listener()
