@@ -6,13 +6,14 @@ those that do not show the bytes; receivers of ours for the rest.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 import pytest
@@ -26,6 +27,8 @@ from servers.programs import Ddapm, Moto, Rotel
 from servers.zipkin import Zipkin
 
 from agentrt.runtime import Runtime
+
+T = TypeVar("T")
 
 __all__ = ["BACKENDS", "Everywhere", "Recorder", "own_tracer_provider"]
 
@@ -95,7 +98,6 @@ class Everywhere:
             for name, value in {**self.moto.variables, "AWS_ENDPOINT_URL": self.aws.url}.items():
                 patch.setenv(name, value)
             stack.enter_context(own_tracer_provider())
-            stack.enter_context(contextlib.redirect_stdout(self.console))
             self._stack = stack.pop_all()
         return self
 
@@ -135,6 +137,11 @@ class Everywhere:
     def settings(self, **more: Any) -> dict[str, Any]:
         """[telemetry] with all of `tables`."""
         return {"register_global": True, **more, **self.tables}
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run `main` to its end, the console going to `console`."""
+        with contextlib.redirect_stdout(self.console):
+            return asyncio.run(main)
 
     def look(self, runtime: Runtime) -> None:
         """While the runtime is there: what is scraped, and what is in memory."""

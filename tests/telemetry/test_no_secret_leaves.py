@@ -134,7 +134,7 @@ def plant(folder: Path, moto: Moto, ddapm: Ddapm, places: Mapping[str, str], mes
     moto.reset()
     ddapm.reset()
     with Everywhere(folder, moto=moto, ddapm=ddapm, dimensions=("planted_tag",)) as everywhere:
-        reports = asyncio.run(planted_run(everywhere, places, message))
+        reports = everywhere.run(planted_run(everywhere, places, message))
         # The collector in between passes on in its own time.
         everywhere.onward.wait_for(
             lambda: bool(everywhere.onward.spans and everywhere.onward.metrics and everywhere.onward.logs),
