@@ -108,6 +108,7 @@ class Exporting:
         self._flushes = 0
         self._flushed = 0
         self._undelivered = 0
+        self._next_metrics = 0.0
         self._thread: threading.Thread | None = None
 
     # --- from other threads -----------------------------------------------------------------------------
@@ -204,19 +205,21 @@ class Exporting:
         try:
             with instrumentation_suppressed(), asyncio.Runner() as runner:
                 runner.get_loop().set_default_executor(_DaemonThreads())
-                try:
-                    if self._opened(runner):
-                        self._serve(runner)
-                        self._closed(runner)
-                except BaseException as error:
-                    # A task of the backend's own that raised SystemExit, for example, or a bug of ours.
-                    self._fail(error)
-                    logger.exception("the telemetry backend %s can take nothing any more", self.name)
-                    self._refuse_all()
+                if self._opened(runner):
+                    self._serve(runner)
+                    self._closed(runner)
                 # Before the loop is closed: that waits for tasks of the backend's, which may hang.
                 with self._changed:
                     self._settle()
-        finally:
+        except BaseException as error:
+            if self._ended.is_set():
+                # A task of the backend's, or a process that ends and so has no thread to close a loop with.
+                logger.debug("the telemetry backend %s left its event loop behind", self.name, exc_info=True)
+                return
+            # A task of the backend's that raised SystemExit, for example, or a bug of ours.
+            self._fail(error)
+            logger.exception("the telemetry backend %s can take nothing any more", self.name)
+            self._refuse_all()
             with self._changed:
                 self._settle()
 
@@ -229,7 +232,7 @@ class Exporting:
         self._changed.notify_all()
 
     def _serve(self, runner: asyncio.Runner) -> None:
-        next_metrics = time.monotonic() + self._interval
+        self._next_metrics = time.monotonic() + self._interval
         while True:
             with self._changed:
                 if (
@@ -240,10 +243,7 @@ class Exporting:
                     self._changed.wait(self._interval if not self._waiting else min(1.0, self._interval))
                 is_closing = self._closing_at is not None
                 wanted = self._flushes
-            due = time.monotonic() >= next_metrics or wanted > self._flushed or is_closing
-            if due:
-                next_metrics = time.monotonic() + self._interval
-            self._deliver_waiting(runner, with_metrics=due)
+            self._deliver_waiting(runner, with_metrics=is_closing or wanted > self._flushed)
             with self._changed:
                 self._flushed = wanted
                 self._changed.notify_all()
@@ -251,12 +251,17 @@ class Exporting:
                     return  # nothing was added since, so whatever waits had no time left
 
     def _deliver_waiting(self, runner: asyncio.Runner, *, with_metrics: bool) -> None:
-        """Deliver what waits now, and the metrics after it. What comes meanwhile is for the next time: a backend that
-        is slower than what comes would get no metrics."""
+        """Deliver what waits now, and at its end the metrics (`with_metrics`), or before when their time has come: a
+        backend that is always behind has them too. What comes meanwhile is for the next time."""
         left = len(self._waiting)
-        while left or with_metrics:
+        is_last = False
+        while not is_last:
             is_last = left <= self._batch_size
-            metrics = self._metrics() if with_metrics and is_last else ()
+            now = time.monotonic()
+            metrics: tuple[Metric, ...] = ()
+            if (with_metrics and is_last) or now >= self._next_metrics:
+                self._next_metrics = now + self._interval
+                metrics = self._metrics()
             with self._changed:
                 size = min(left, self._batch_size, len(self._waiting))
                 items = [self._waiting.popleft() for _ in range(size)]
@@ -281,7 +286,6 @@ class Exporting:
                 if self._is_over():
                     return
             left -= size
-            with_metrics = with_metrics and not is_last
 
     def _metrics(self) -> tuple[Metric, ...]:
         if "metrics" not in self.wants:
@@ -368,7 +372,7 @@ class Exporting:
                 self._lose_batch(self._in_flight, "failed")
                 self._in_flight = None
             while True:
-                if self._waiting:
+                if self._waiting or self._flushed < self._flushes:
                     self._undelivered += 1
                 for item in self._waiting:
                     self._lose("spans" if isinstance(item, Span) else "logs", "failed", 1)
