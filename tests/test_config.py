@@ -389,6 +389,13 @@ def test_a_password_in_a_url_is_refused_without_showing_it(refused: Callable[...
     )
 
 
+def test_a_header_may_have_a_word_before_its_reference(load: Load) -> None:
+    headers = {"authorization": "Bearer secret://env/TOKEN"}
+    config = load(f"[telemetry.otlp.headers]\nauthorization = '{headers['authorization']}'\n")
+    (otlp,) = config.backends()
+    assert otlp.options == {"headers": headers}
+
+
 def test_references_and_the_environment_are_the_ways_to_give_a_secret(load: Load) -> None:
     config = load("[models.a]\napi_key = 'secret://env/KEY'\n", AGENTRT_MODELS__B__API_KEY="sk-1")
     assert config.model("a").options == {"api_key": "secret://env/KEY"}

@@ -218,12 +218,15 @@ def _texts(path: Path, value: Any) -> Iterator[tuple[Path, str]]:
             yield from _texts(path, item)
 
 
+_REFERENCE = r"([A-Za-z-]{1,16} )?secret://"
+"""How a value begins that holds no secret. A header has a word before it: "Bearer secret://token"."""
+
 _PASSWORD_IN_URL = r"://[^/\s:@]*:[^/\s@]+@"
 
 
 def _check_secret(document: Document, path: Path, text: str) -> None:
     """Secrets never stand in a configuration file: it is committed, copied and shown."""
-    if not text or not path or text.startswith("secret://"):
+    if not text or not path or re.match(_REFERENCE, text):
         return
     variable = f"{PREFIX}{'__'.join(path).upper()}" if all(map(str.isidentifier, path)) else "the environment"
     if holds_secret(path[-1]):
