@@ -33,7 +33,7 @@ from agentrt.telemetry.protocol import TelemetryBackend
 from agentrt.telemetry.signals import Attributes, Batch, Signal
 from agentrt.telemetry.wanted import SIGNALS
 from agentrt.testing import telemetry_batches as batches
-from agentrt.testing.backend_thread import SLACK, BackendThread, eventually, nothing_left
+from agentrt.testing.backend_thread import SLACK, BackendThread, eventually, leaves_nothing
 from agentrt.testing.telemetry_batches import Source
 
 __all__ = ["TelemetryBackendTests"]
@@ -236,9 +236,11 @@ class TelemetryBackendTests:
                 _take(thread, source.usual().batch, life)
 
     def test_it_leaves_nothing_behind(self) -> None:
-        self._life()  # what a library keeps once for the process is kept now
-        with nothing_left():
-            self._life()
+        def life() -> None:
+            with self._opened() as (thread, source):
+                _take(thread, source.usual().batch, "all its signals together")
+
+        leaves_nothing(life)
 
     # --- in a runtime -----------------------------------------------------------------------------------
 
@@ -274,9 +276,7 @@ class TelemetryBackendTests:
             with self._opened() as (thread, source), self.failing():
                 _failure(thread, source.usual().batch)
 
-        life()
-        with nothing_left():
-            life()
+        leaves_nothing(life)
 
     @_needs("failing")
     def test_a_run_does_not_notice_failures(self) -> None:
@@ -327,10 +327,6 @@ class TelemetryBackendTests:
                 thread.aclose()
             tasks = thread.tasks()
             _check(not tasks, f"after aclose there are tasks left: {', '.join(tasks)}")
-
-    def _life(self) -> None:
-        with self._opened() as (thread, source):
-            _take(thread, source.usual().batch, "all its signals together")
 
     def _takes(self, attributes: Attributes, what: str) -> None:
         with self._opened() as (thread, source):

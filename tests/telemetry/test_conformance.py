@@ -385,7 +385,7 @@ def test_a_socket_a_thread_and_a_task_that_are_left_are_found() -> None:
     name = "test_it_leaves_nothing_behind"
     try:
         assert "left: socket:[" in one(Socket, name)
-        assert "unclosed <socket.socket" in one(Dropped, name)
+        assert "left: unclosed <socket.socket" in one(Dropped, name)
         assert "left: the thread 'forgotten'" in one(Thread, name)
         assert "tasks left: <Task pending" in one(Task, name)
     finally:
