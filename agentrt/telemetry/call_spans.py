@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from agentrt.call import (
@@ -20,13 +20,89 @@ from agentrt.call import (
 from agentrt.telemetry.caps import attribute_value
 from agentrt.telemetry.content import Content
 from agentrt.telemetry.conventions import Described, describe, error_text, error_type
+from agentrt.telemetry.redaction import Redactor
 from agentrt.telemetry.signals import Attributes, Span, SpanEvent, SpanStatus
-from agentrt.telemetry.tracing import LiveSpan, UserSpan, exception_attributes
+from agentrt.telemetry.tracing import KEY, LiveSpan, UserSpan, exception_attributes
 
-__all__ = ["call_spans", "own_span", "run_span"]
+__all__ = ["CallSpans", "call_spans", "own_span", "run_span"]
 
 MAX_KNOWN = 5000
 _known: dict[tuple[str, str, str], Described] = {}
+
+
+class CallSpans:
+    """Makes the spans of finished calls.
+
+    Most calls go as calls usually do: the first attempt succeeds, and nobody adds anything to the span. Such a span is
+    made clean at once. What is the same for all calls of a kind, operation and target goes through `clean`, which
+    redacts a span and cuts it to size, only the first time, and again when the `redactor` has learnt of a secret.
+    `content`: what was said is told as well, and nothing is usual.
+    """
+
+    def __init__(
+        self, *, redactor: Redactor, clean: Callable[[Span], Span], content: Content | None = None
+    ) -> None:
+        self._redactor = redactor
+        self._clean = clean
+        self._content = content
+        self._clean_texts: object = None
+        self._known: dict[tuple[str, str, str], Span] = {}
+        self._run: tuple[str | None, Attributes] = (None, {})
+
+    def add(
+        self, spans: list[Span], clean: set[int], call: Call[Any], live: LiveSpan, *, offset: int
+    ) -> None:
+        """Add what `call` comes to to `spans`, and to `clean` the place of a span that need not be made clean any more.
+        `offset`: nanoseconds from the call's clock to the epoch."""
+        record = call.record
+        if record.error is None and record.noted is None and live.more is None and self._content is None:
+            span = self._usual(call, live, offset)
+            clean.add(len(spans))
+            spans.append(span)
+        else:
+            spans.extend(call_spans(call, live, offset, self._content))
+
+    def _usual(self, call: Call[Any], live: LiveSpan, offset: int) -> Span:
+        record = call.record
+        if self._redactor._clean is not self._clean_texts:  # another set of them for each secret
+            self._known, self._run = {}, (None, {})
+            self._clean_texts = self._redactor._clean
+        known = self._known.get((call.kind, call.operation, record.target)) or self._describe(call)
+        attributes = known.attributes.copy()
+        if call.run is not None:
+            run = call.run.id
+            if run != self._run[0]:
+                self._run = (run, self._cleaned({"agentrt.run.id": run}))
+            attributes.update(self._run[1])
+        own = _own_attributes(call)
+        if own:
+            attributes.update(self._cleaned(own))
+        trace_id, span_id = live.ids
+        ended = record.ended if record.ended is not None else record.time()
+        return Span(
+            known.name,
+            f"{trace_id:032x}",
+            f"{span_id:016x}",
+            _parent(live),
+            int(record.started * 1e9) + offset,
+            int(ended * 1e9) + offset,
+            known.kind,
+            attributes,
+        )
+
+    def _describe(self, call: Call[Any]) -> Span:
+        """What is the same for all such calls."""
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        key = (call.kind, call.operation, call.record.target)
+        described = describe(*key)
+        known = self._known[key] = self._clean(
+            Span(described.name, "", "", None, 0, 0, described.span_kind, described.attributes)
+        )
+        return known
+
+    def _cleaned(self, attributes: Attributes) -> Attributes:
+        return self._clean(Span("", "", "", None, 0, 0, attributes=attributes)).attributes
 
 
 def call_spans(
@@ -48,16 +124,10 @@ def call_spans(
     attributes: Attributes = described.attributes.copy()
     if call.run is not None:
         attributes["agentrt.run.id"] = call.run.id
-    usage = record.usage
-    if usage is not None:
-        _add_usage(attributes, usage)
-    if call.kind == "model" and record.response is not None:
-        _add_response(attributes, record.response)
+    attributes |= _own_attributes(call)
     ended = record.ended if record.ended is not None else record.time()
     start_ns = int(record.started * 1e9) + offset
     end_ns = int(ended * 1e9) + offset
-    if record.first_item is not None:
-        attributes["gen_ai.response.time_to_first_chunk"] = record.first_item - record.started
     status: SpanStatus = "unset"
     message = ""
     events: tuple[SpanEvent, ...] = ()
@@ -158,6 +228,9 @@ def _made(
 
 
 def _parent(live: LiveSpan) -> str | None:
+    inside = live.outer.get(KEY)
+    if type(inside) is LiveSpan:  # a run or a call: without an object of OpenTelemetry's
+        return f"{inside.ids[1]:016x}"
     parent = live.parent
     return None if parent is None else f"{parent.span_id:016x}"
 
@@ -184,6 +257,19 @@ def _with_more(
     if more.status != "unset" and status != "error":
         status, message = more.status, more.message
     return more.name or name, attributes, (*events, *added), status, message
+
+
+def _own_attributes(call: Call[Any]) -> Attributes:
+    """What a call that succeeded has to itself: tokens, what the model says of its answer, when that began."""
+    record = call.record
+    attributes: Attributes = {}
+    if record.usage is not None:
+        _add_usage(attributes, record.usage)
+    if record.response is not None and call.kind == "model":
+        _add_response(attributes, record.response)
+    if record.first_item is not None:
+        attributes["gen_ai.response.time_to_first_chunk"] = record.first_item - record.started
+    return attributes
 
 
 def _add_usage(attributes: Attributes, usage: Any) -> None:

@@ -10,8 +10,8 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,6 +27,9 @@ from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Instrument, Meter
 from agentrt.telemetry.redaction import Redactor
 from agentrt.telemetry.signals import Attributes, LogLine, Span, SpanEvent
+
+if TYPE_CHECKING:
+    from agentrt.telemetry.call_spans import CallSpans
 
 __all__ = ["EndedRun", "Measured", "Processor"]
 
@@ -109,6 +112,8 @@ class Processor:
         self._is_closing = False
         self._is_closed = False
         self._clock: tuple[Any, int] = (None, 0)
+        self._looked_at: Any = None
+        self._spans_of_calls: CallSpans | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -281,10 +286,11 @@ class Processor:
         with self._counting:
             items = self._in_hand = [pending.popleft() for _ in range(min(CHUNK, len(pending)))]
         made = _Made()
+        self._looked_at = None
         self._measure_all(items, made)
         for item in items:
             self._make(item, made)
-        spans = self._cleaned(self._clean_span, made.spans, made)
+        spans = self._cleaned(self._clean_span, made.spans, made, done=made.clean)
         lines = self._cleaned(self._clean_line, made.lines, made)
         with self._counting:
             if self._in_hand is not items:
@@ -315,12 +321,15 @@ class Processor:
         ) as error:  # of the user's `__repr__`, say: SystemExit from there means nothing to us
             made.fail(item, error)
 
-    def _cleaned(self, clean: Callable[[Any], Any], items: list[Any], made: _Made) -> list[Any]:
-        """The items redacted and cut to size. One with which that does not work is not sent."""
+    def _cleaned(
+        self, clean: Callable[[Any], Any], items: list[Any], made: _Made, *, done: Container[int] = ()
+    ) -> list[Any]:
+        """The items redacted and cut to size, but for those at the places in `done`, which are. One with which that
+        does not work is not sent."""
         cleaned = []
-        for item in items:
+        for place, item in enumerate(items):
             try:
-                cleaned.append(clean(item))
+                cleaned.append(item if place in done else clean(item))
             except BaseException as error:
                 made.fail(item, error)
         return cleaned
@@ -337,9 +346,13 @@ class Processor:
             if record.error is None or not self._keep_failures or call.run is not None:
                 return
             live = _unsampled()
-        from agentrt.telemetry.call_spans import call_spans
+        if self._spans_of_calls is None:
+            from agentrt.telemetry.call_spans import CallSpans  # now, for it loads the OpenTelemetry API
 
-        made.spans.extend(call_spans(call, live, self._offset(record.time), self._content))
+            self._spans_of_calls = CallSpans(
+                redactor=self._redactor, clean=self._clean_span, content=self._content
+            )
+        self._spans_of_calls.add(made.spans, made.clean, call, live, offset=self._offset(record.time))
 
     def _run_ended(self, run: EndedRun, made: _Made) -> None:
         if not self._wants_spans or run.live is None:
@@ -370,6 +383,9 @@ class Processor:
         """Nanoseconds from a loop's clock to the epoch: the same for all of a trace, unless the system's clock was
         set."""
         known, offset = self._clock
+        if self._looked_at == known == clock:
+            return offset  # once for each chunk is enough
+        self._looked_at = clock
         now = time.time_ns() - int(clock() * 1e9)
         if known != clock or abs(now - offset) > 50_000_000:
             self._clock = (clock, now)
@@ -457,10 +473,12 @@ _Failure = tuple[str, str, BaseException]
 class _Made:
     """What a chunk of items came to."""
 
-    __slots__ = ("failures", "lines", "spans")
+    __slots__ = ("clean", "failures", "lines", "spans")
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self.clean: set[int] = set()
+        """Places of spans that are redacted and cut to size already."""
         self.lines: list[LogLine] = []
         self.failures: list[_Failure] = []
 
