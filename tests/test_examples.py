@@ -95,6 +95,21 @@ def test_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert out == "hello, with ********** of 3 characters\n"
 
 
+def test_telemetry() -> None:
+    lines = run(example("telemetry.py")).splitlines()
+    assert lines[0] == "Who wrote Dubliners?"
+    assert [line for line in lines if line.startswith("span")] == [
+        "span invoke_agent Librarian in nothing",
+        "span look up in invoke_agent Librarian",
+        "span chat echo in look up",
+    ]
+    assert "metric books.requested {'shelf': 'fiction'} 1 {book}" in lines
+    (told,) = [line for line in lines if line.startswith("log info looked up")]
+    assert "'title': 'Dubliners'" in told
+    assert "'password': '[redacted]'" in told
+    assert lines[-1].startswith("printer: 3 spans delivered, 2 logs delivered, ")
+
+
 def test_logging_json(tmp_path: Path) -> None:
     out = agentrt(
         *("run", "--set", 'log.outputs=["./shop.jsonl"]', example("logging_json.py") + ":Shop", "3 apples"),
