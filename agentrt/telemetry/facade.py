@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agentrt.call import Call
 from agentrt.config.sections import TelemetrySection
 from agentrt.errors import ConfigError
+from agentrt.telemetry.call_metrics import CallMetrics
 from agentrt.telemetry.exporting import Delivered, Exporting
 from agentrt.telemetry.global_provider import GlobalProvider, existing_provider
 from agentrt.telemetry.meter import Instrument, Meter
@@ -95,7 +96,9 @@ class RuntimeTelemetry:
             value_bytes=settings.value_bytes,
             captures=settings.capture_content,
         )
-        self._take = self._processor.offer if self._exporters else self._processor.add
+        # Without a backend that exports a call is added to the metrics, and that is all there is to do: a queue would
+        # only hold on to requests and errors.
+        self._measures = CallMetrics(self.meter)
         self._spans_wanted = any("spans" in each.wants for each in self._exporters)
         self._logs_wanted = any("logs" in each.wants for each in self._exporters)
         self._spans: Spans | None = None
@@ -147,7 +150,8 @@ class RuntimeTelemetry:
             self._tell_once(f"record_metric: {problem}; it is not recorded")
             return
         if self.is_on:
-            self._take(Measured(Instrument(name, kind, unit), float(value), dict(tags or {})))
+            take = self._processor.offer if self._exporters else self._processor.add
+            take(Measured(Instrument(name, kind, unit), float(value), dict(tags or {})))
 
     def start_span(self, name: str, attributes: Mapping[str, Any] | None = None) -> ActiveSpan:
         """A span of your own: `with rt.telemetry.start_span("import") as span: ...`."""
@@ -161,7 +165,7 @@ class RuntimeTelemetry:
         if not self.is_on:
             return None
         own = combine(self._collectors)
-        take = self._take
+        take = self._processor.offer if self._exporters else self._measures.note
         if own is None:
             return take
 
@@ -188,9 +192,13 @@ class RuntimeTelemetry:
         live, calls = ctx.live, ()
         if live is None and error is not None and self._spans is not None and self.settings.keep_failures:
             live, calls = self._spans.kept(), tuple(ctx.calls)
+        if not self._exporters:
+            with self.meter.lock:
+                self._measures.run(ctx.agent_name, seconds, error)
+            return
         ended = ctx.loop.time()
         attributes = {} if live is None else _run_attributes(ctx)  # metrics have no use for them
-        self._take(
+        self._processor.offer(
             EndedRun(ctx.agent_name, attributes, ended - seconds, ended, ctx.loop.time, error, live, calls)
         )
 
@@ -218,6 +226,8 @@ class RuntimeTelemetry:
 
     def metrics(self) -> tuple[Metric, ...]:
         """All metrics, with everything that was recorded until now."""
+        with self.meter.lock:
+            self._measures.add_noted()
         self._processor.drain()
         return tuple(map(self.redactor.metric, self.meter.snapshot()))
 

@@ -86,19 +86,38 @@ class InMemory:
         self.max_calls = options.count("max_calls", max_calls)
         self.dropped = 0
         self.redact: Callable[[str], str] = str
-        self._calls: deque[FinishedCall] = deque(maxlen=self.max_calls)
+        self._calls: deque[FinishedCall | _Usual] = deque(maxlen=self.max_calls)
 
     def collect(self, call: Call[Any], /) -> None:
         calls = self._calls
         if len(calls) == self.max_calls:
             self.dropped += 1
-        calls.append(finished(call, self.redact))
+        record = call.record
+        if record.error is None and record.noted is None and record.ended is not None:
+            run = call.run
+            calls.append(
+                (
+                    call.kind,
+                    call.operation,
+                    record.target,
+                    call.target,
+                    None if run is None else run.id,
+                    record.started,
+                    record.ended,
+                    record.first_item,
+                    record.usage,
+                    record.attempt_started,
+                    record.attempt_number,
+                )
+            )
+        else:
+            calls.append(finished(call, self.redact))
 
     def __len__(self) -> int:
         return len(self._calls)
 
     def __iter__(self) -> Iterator[FinishedCall]:
-        return iter(list(self._calls))
+        return (_usual(*call) if isinstance(call, tuple) else call for call in list(self._calls))
 
     def calls(
         self,
@@ -112,7 +131,7 @@ class InMemory:
         """The kept calls, oldest first, that fit everything that is given."""
         return [
             call
-            for call in self._calls
+            for call in self
             if kind in (None, call.kind)
             and target in (None, call.target)
             and operation in (None, call.operation)
@@ -123,7 +142,7 @@ class InMemory:
     def summary(self) -> list[Summary]:
         """Sums of the kept calls per kind and target, in the order they first appeared."""
         groups: dict[tuple[str, str], list[FinishedCall]] = {}
-        for call in self._calls:
+        for call in self:
             groups.setdefault((call.kind, call.target), []).append(call)
         return [
             Summary(
@@ -150,17 +169,9 @@ def finished(call: Call[Any], redact: Callable[[str], str] = str) -> FinishedCal
     record = call.record
     ended = record.ended if record.ended is not None else record.time()
     error = record.error
-    if error is None and not record.entries:
-        # The usual call: the first attempt succeeded. Everything about it is in the record's own fields.
-        started = record.attempt_started
-        attempts: tuple[FinishedAttempt, ...] = ()
-        if started is not None:
-            attempts = (FinishedAttempt(record.target, record.attempt_number, started, ended),)
-        degraded, failure = False, None
-    else:
-        attempts = tuple(_attempt(call, entry, redact) for entry in record.attempts)
-        degraded = record.degraded
-        failure = None if error is None else _failure(call, error, redact)
+    attempts = tuple(_attempt(call, entry, redact) for entry in record.attempts)
+    degraded = record.degraded
+    failure = None if error is None else _failure(call, error, redact)
     return FinishedCall(
         call.kind,
         call.operation,
@@ -174,6 +185,31 @@ def finished(call: Call[Any], redact: Callable[[str], str] = str) -> FinishedCal
         degraded,
         attempts,
         failure,
+    )
+
+
+_Usual = tuple[str, str, str, str, str | None, float, float, float | None, Any, float | None, int]
+"""A call whose first attempt succeeded, as few objects as can be: `FinishedCall` is made of it when it is read."""
+
+
+def _usual(
+    kind: str,
+    operation: str,
+    target: str,
+    first_target: str,
+    run: str | None,
+    started: float,
+    ended: float,
+    first_item: float | None,
+    usage: Any,
+    attempt_started: float | None,
+    attempt_number: int,
+) -> FinishedCall:
+    attempts: tuple[FinishedAttempt, ...] = ()
+    if attempt_started is not None:
+        attempts = (FinishedAttempt(target, attempt_number, attempt_started, ended),)
+    return FinishedCall(
+        kind, operation, target, first_target, run, started, ended, first_item, usage, False, attempts, None
     )
 
 
