@@ -238,8 +238,7 @@ class RuntimeTelemetry:
     def report(self) -> list[Delivered]:
         """What each exporting backend delivered and lost so far."""
         reports = [exporter.report() for exporter in self._exporters]
-        if self._processor.dropped:
-            lost = {(signal, "queue full"): count for signal, count in self._processor.dropped.items()}
+        if lost := self._processor.lost:
             reports.append(Delivered("before any backend", {}, lost))
         return reports
 

@@ -312,6 +312,14 @@ async def test_otlp_tells_what_was_rejected(
         await send(batch(), mode="otlp")
 
 
+async def test_otlp_answered_with_a_web_page_is_an_error_of_ours(
+    answering: Callable[..., HttpServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead(monkeypatch, answering(200, b"<html>hello</html>"))
+    with pytest.raises(PermanentError, match="answers, but not as X-Ray does: b'<html>"):
+        await send(batch(), mode="otlp")
+
+
 @pytest.mark.parametrize(
     ("region", "url"),
     [

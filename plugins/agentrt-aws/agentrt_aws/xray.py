@@ -144,6 +144,8 @@ class XRay:
             raise PermanentError(
                 f"{TABLE} the span {span.name!r} has {size} bytes; X-Ray takes {OTLP_SPAN_BYTES} at most"
             )
+        from google.protobuf.message import DecodeError
+
         from agentrt.telemetry.otlp_messages import RESPONSES
 
         assert self._resource is not None
@@ -156,7 +158,12 @@ class XRay:
         answer = await self._http.send(
             url, body, headers=await self._signed(self._signer, url, body, headers)
         )
-        response = RESPONSES["spans"].FromString(answer)
+        try:
+            response = RESPONSES["spans"].FromString(answer)
+        except DecodeError as error:
+            raise PermanentError(
+                f"{TABLE} {url} answers, but not as X-Ray does: {answer[:200]!r}", fault="target"
+            ) from error
         rejected = response.partial_success.rejected_spans
         if rejected:
             raise PermanentError(
