@@ -87,14 +87,19 @@ class Ours:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
-    async def make_calls(self, count: int) -> None:
+    async def make_calls(self, count: int) -> int:
         call, serve = self._pipeline.call, self.callee.serve
+        took = 0
 
         async def work() -> None:
+            nonlocal took
+            started = time.thread_time_ns()
             for _ in range(count):
                 await call(serve)
+            took = time.thread_time_ns() - started
 
         await self._run(work)
+        return took
 
     async def make_calls_paced(self, count: int, *, per_second: float) -> None:
         await self._run(lambda: repeat_paced(self.call, count, per_second=per_second))

@@ -59,10 +59,10 @@ class Peer:
         self.processors: list[Any] = []
         self.ends: list[Any] = []
 
-    async def make_calls(self, count: int) -> None:
+    async def make_calls(self, count: int) -> int:
         self.roots += 1
         with self.around():
-            await repeat(self.call, count)
+            return await repeat(self.call, count)
 
     async def make_calls_paced(self, count: int, *, per_second: float) -> None:
         self.roots += 1

@@ -43,7 +43,7 @@ the queue that it has by default."""
 def sizes(quick: bool) -> dict[str, int]:
     if quick:
         return {"calls": 300, "rounds": 3, "full_speed": 20_000, "paced": 2000, "unanswered": 100}
-    return {"calls": 5000, "rounds": 30, "full_speed": 100_000, "paced": 20_000, "unanswered": 1000}
+    return {"calls": 2000, "rounds": 75, "full_speed": 100_000, "paced": 20_000, "unanswered": 1000}
 
 
 # --- ours ----------------------------------------------------------------------------------------------
