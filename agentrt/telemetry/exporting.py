@@ -457,5 +457,5 @@ def _may_work_later(error: BaseException) -> bool:
 
 def _asked_to_wait(error: BaseException) -> float:
     """Seconds that the backend asked for before the next try, at most the longest pause; 0.0 if it did not."""
-    asked = error.retry_after if isinstance(error, ThrottledError) else None
+    asked = error.retry_after if isinstance(error, TransientError | ThrottledError) else None
     return min(asked, LONGEST_PAUSE) if isinstance(asked, int | float) and asked > 0.0 else 0.0
