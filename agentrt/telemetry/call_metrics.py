@@ -25,12 +25,13 @@ class CallMetrics:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         meter.reserve(names.INSTRUMENTS)
+        meter.when_reset(self._forget)
         self._known: dict[tuple[str, str, str, str | None], _Of] = {}
         self._runs: dict[tuple[str, str | None], list[Series]] = {}
         self._noted: list[tuple[str, str, str, float, float | None, Any]] = []
 
-    def reset(self) -> None:
-        """Forget the series at hand: the meter has begun anew."""
+    def _forget(self) -> None:
+        """The meter has begun anew: the series at hand count for nothing any more."""
         self._known.clear()
         self._runs.clear()
         self._noted.clear()
@@ -54,8 +55,9 @@ class CallMetrics:
 
     def add_noted(self) -> None:
         """Add what `note` was given."""
-        noted, self._noted = self._noted, []
-        for kind, operation, target, seconds, first, usage in noted:
+        noted = self._noted
+        while noted:  # not another list instead: `note` may have this one in its hand
+            kind, operation, target, seconds, first, usage = noted.pop()
             self._of(kind, operation, target, None).add(seconds, first, usage)
 
     def call(self, call: Call[Any]) -> None:

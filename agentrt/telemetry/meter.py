@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -89,6 +89,7 @@ class Meter:
     def __init__(self) -> None:
         self._instruments: dict[str, Instrument] = {}
         self._series: dict[str, dict[tuple[Any, ...], Series]] = {}
+        self._told_of_resets: list[Callable[[], object]] = []
         self.reset()
 
     def reset(self) -> None:
@@ -99,13 +100,19 @@ class Meter:
         user's runs, and nothing is logged: a handler that looks at metrics would wait for ever."""
         self.start_ns = time.time_ns()
         self._series = {name: {} for name in self._instruments}
+        for tell in self._told_of_resets:
+            tell()
+
+    def when_reset(self, tell: Callable[[], object]) -> None:
+        """Call `tell()` each time that the meter begins anew: whoever keeps series must forget them."""
+        self._told_of_resets.append(tell)
 
     def reserve(self, instruments: Iterable[Instrument]) -> None:
         """Make these names ours, whatever else is recorded before their first value."""
         with self.lock:
             for instrument in instruments:
                 self._instruments[instrument.name] = instrument
-                self._series[instrument.name] = {}
+                self._series.setdefault(instrument.name, {})
 
     def series(self, instrument: Instrument, attributes: Mapping[str, Any]) -> Series:
         """Where to add values with these attributes; to be kept by the caller while it likes.

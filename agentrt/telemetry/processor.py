@@ -459,7 +459,6 @@ class Processor:
         """In the child: begin anew. What waits and what was counted is the parent's; what was closed stays closed."""
         self._begin()
         self._meter.reset()
-        self._calls.reset()
         for exporter in self.exporters:
             exporter.after_fork()
         if self._is_started and not self._is_closing:

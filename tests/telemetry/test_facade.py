@@ -290,7 +290,6 @@ async def test_a_report_tells_of_each_backend() -> None:
     assert str(second) == "backend1: 3 spans lost (failed); ValueError: no"
 
 
-@not_yet
 async def test_a_report_says_why_something_reached_no_backend() -> None:
     async with runtime(Kept()) as rt:
         pass

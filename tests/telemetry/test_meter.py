@@ -174,6 +174,25 @@ def test_a_meter_that_begins_anew_keeps_its_names_and_forgets_its_values() -> No
         meter.series(Instrument("c", "gauge"), {})
 
 
+def test_what_counts_calls_begins_anew_with_its_meter() -> None:
+    meter = Meter()
+    first, second = CallMetrics(meter), CallMetrics(meter)
+    for each in (first, second):
+        each.run("agent", 1.0, None)
+    meter.reset()
+    second.run("agent", 1.0, ValueError("no"))
+    first.run("agent", 1.0, None)
+    counts = {
+        metric.name: [p.value.count if isinstance(p.value, Histogram) else p.value for p in metric.points]
+        for metric in meter.snapshot()
+    }
+    assert counts == {
+        "agent.execution.duration": [1, 1],
+        "gen_ai.invoke_agent.duration": [1, 1],
+        "agent.execution.errors": [1.0],
+    }
+
+
 def test_a_value_recorded_in_the_middle_of_another_does_not_hang() -> None:
     meter = Meter()
     with meter.lock:  # as a `__del__` that the garbage collector runs in there would
