@@ -327,7 +327,8 @@ class Config:
     def _check_backends(self, names: list[str]) -> None:
         for name in names:
             value = _plain(self._table("telemetry")[name])
-            if isinstance(value, str):
+            is_backend = isinstance(value, Mapping) or name in plugins.BUILT_IN["agentrt.telemetry"]
+            if not is_backend and not isinstance(value, bool):
                 raise self._tree.where("telemetry").unknown(name, _fields(TelemetrySection))
             if not isinstance(value, bool):
                 self._table("telemetry", name)

@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from agentrt import plugins
 from agentrt.config import Config, PluginTable
 from agentrt.config.sections import TelemetrySection
+from agentrt.decode import choices
 from agentrt.errors import PluginError
+from agentrt.telemetry.signals import Signal
 
 __all__ = ["chosen"]
 
@@ -90,20 +92,17 @@ def _made(table: PluginTable) -> Any:
     from agentrt.telemetry.otel_exporter import OtelExporter, installed
 
     if table.plugin not in installed():
-        there = sorted({*plugins.names(GROUP), *installed()})
-        more = sorted({*EXTRAS} - {*there})
+        there = {*plugins.names(GROUP), *installed()}
+        more = [f"{name} ({extra})" for name, extra in sorted(EXTRAS.items()) if name not in there]
         raise PluginError(
-            f"{table.where}: there is no telemetry backend {table.plugin!r}. There are: {', '.join(there)}"
-            + (
-                f"; with more packages: {', '.join(f'{name} ({EXTRAS[name]})' for name in more)}"
-                if more
-                else ""
-            )
+            f"{table.where}: there is no telemetry backend {table.plugin!r}{choices(table.plugin, there)}"
+            + (f"; with more packages: {', '.join(more)}" if more else "")
+            + ". A service that takes OTLP is reached by [telemetry.otlp]"
         )
     return OtelExporter(name=table.plugin, options=table.plain_options())
 
 
-def _asked_for(name: str, signals: tuple[str, ...]) -> Any:
+def _asked_for(name: str, signals: tuple[Signal, ...]) -> Any:
     """A backend that OTEL_*_EXPORTER or an endpoint asks for."""
     if name == "otlp":
         from agentrt.telemetry.otlp import Otlp
@@ -113,6 +112,19 @@ def _asked_for(name: str, signals: tuple[str, ...]) -> Any:
         from agentrt.telemetry.console import Console
 
         return Console()
-    from agentrt.telemetry.otel_exporter import OtelExporter
+    from agentrt.telemetry.otel_environment import EXPORTERS
 
+    variable = " and ".join(EXPORTERS[signal] for signal in signals)
+    if name in ("zipkin", "prometheus"):  # the specification's names; ours take one signal, too
+        if name not in plugins.names(GROUP):
+            raise PluginError(f"{variable}={name}: it comes with {EXTRAS[name]}: pip install {EXTRAS[name]}")
+        return plugins.make(GROUP, name, {})
+    from agentrt.telemetry.otel_exporter import OtelExporter, installed
+
+    there = {"otlp", "zipkin", "prometheus", "none", *installed()}
+    if name not in there:
+        raise PluginError(
+            f"{variable}={name}: there is no exporter {name!r}{choices(name, there)}. More come in packages "
+            "named opentelemetry-exporter-..."
+        )
     return OtelExporter(name=name, signals=signals)

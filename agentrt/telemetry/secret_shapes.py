@@ -119,6 +119,7 @@ _ENDINGS = (
 )
 _SUFFIX = re.compile(r"(?<=[a-z])(?:value|hash|\d{1,2})$")
 _BLANKS = re.compile(r"[_ .-]+")
+_REFERENCE = re.compile(r"\bsecret://[\w./-]*+$")
 _NAME_REACH = 64  # characters before a sign in which its name is
 
 _QUOTED = r"""
@@ -204,6 +205,8 @@ class Shapes:
             kind = self._kind(name)
             if not kind:
                 continue
+            if text.startswith("://", start) or (text[start] == ":" and _REFERENCE.search(before)):
+                continue  # "secret://name" says which secret, not what it is
             closing = before[len(name) :]
             after = _AFTER_QUOTE if closing else _AFTER_HEADER if kind == "header" else _AFTER_NAME
             match = after.match(text, start)
@@ -211,6 +214,8 @@ class Shapes:
                 continue
             group = next(group for group in _VALUES if match[group] is not None)
             value = match[group]
+            if value.startswith("secret://"):
+                continue
             if value == MARK or not value.strip() or (kind == "token" and len(value) < _TOKEN):
                 continue
             quote = closing if group == "rest" else ""

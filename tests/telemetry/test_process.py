@@ -6,14 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 import pytest
-from servers.faulty import BlackHole
+from servers.faulty import BlackHole, Refusing
+from servers.http_server import HttpServer
 from servers.otlp import Collector, attributes
+from servers.zipkin import Zipkin
 
+from agentrt.config import Config
+from agentrt.errors import ConfigError, PluginError
+from agentrt.runtime import Runtime
 from tests.cli.commands import agentrt, environment
 
 AGENTS = """
@@ -107,6 +112,76 @@ def read_to(stream: IO[str] | None, text: str) -> None:
 def configure(project: Path, endpoint: str) -> None:
     text = f'[telemetry]\nservice = "fruit"\n[telemetry.otlp]\nendpoint = "{endpoint}"\n'
     (project / "agentrt.toml").write_text(text)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (
+            "telemetry.flie.path=t.jsonl",
+            "there is no telemetry backend 'flie'; did you mean 'file'? There are: ",
+        ),
+        ("telemetry.newrelic=true", ". A service that takes OTLP is reached by [telemetry.otlp]"),
+        ("telemetry.sampel=0.1", "[telemetry] has no 'sampel'; did you mean 'sample'?"),
+        ("telemetry.otlp=http://x", "telemetry.otlp must be a table, not 'http://x'"),
+        ("telemetry.otlp.endpiont=http://x", "[telemetry.otlp] has no 'endpiont'; did you mean 'endpoint'?"),
+        ("telemetry.otlp.endpoint=localhost:4318", "write 'http://localhost:4318'"),
+        ("telemetry.file=true", "[telemetry.file] needs the option 'path'"),
+        ("telemetry.sample=2", "[telemetry] sample must be a number from 0 to 1, not 2"),
+    ],
+)
+def test_a_mistake_gets_one_message_before_the_run(project: Path, setting: str, says: str) -> None:
+    ended = agentrt("run", "--set", setting, "agents:Bot", "hi", cwd=project)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"error: --set {setting.partition('=')[0]}: ")
+    assert ended.err.count("\n") == 1
+    assert says in ended.err
+
+
+def test_a_plugin_that_is_not_installed_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentrt.telemetry.backends.plugins.names", lambda group: {"file", "otlp"})
+    with pytest.raises(ConfigError, match="'zipkin' comes with agentrt-zipkin: pip install agentrt-zipkin"):
+        Runtime(Config({"telemetry": {"zipkin": {}}}))
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    with pytest.raises(PluginError, match=r"OTEL_TRACES_EXPORTER=zipkin: .* pip install agentrt-zipkin"):
+        Runtime(Config())
+
+
+def test_an_exporter_that_the_environment_misspells_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otpl")
+    with pytest.raises(PluginError, match=r"OTEL_LOGS_EXPORTER=otpl: .* did you mean 'otlp'"):
+        Runtime(Config())
+
+
+def test_the_environment_may_name_backends_of_plugins(zipkin: Zipkin, project: Path) -> None:
+    variables = {"OTEL_TRACES_EXPORTER": "zipkin", "OTEL_EXPORTER_ZIPKIN_ENDPOINT": zipkin.endpoint}
+    assert agentrt("run", "agents:Bot", "hi", cwd=project, env=variables).code == 0
+    assert {span["name"] for span in zipkin.spans} == {"invoke_agent Bot", "chat echo"}
+
+
+def test_a_secret_that_is_missing_is_named(project: Path, refusing: Refusing) -> None:
+    headers = 'telemetry.otlp.headers={authorization="Bearer secret://collector-token"}'
+    endpoint = f"telemetry.otlp.endpoint={refusing.url}"
+    ended = agentrt("run", "--set", headers, "--set", endpoint, "agents:Bot", "hi", cwd=project)
+    assert (ended.code, ended.out) == (0, "hi\n")
+    assert "secret://env/collector-token: the environment variable collector-token is not set" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [(401, "check headers"), (403, "check headers"), (404, "check endpoint"), (400, "HTTP 400: no")],
+)
+def test_a_server_that_refuses_is_told_with_what_to_look_at(
+    project: Path, answering: Callable[..., HttpServer], status: int, says: str
+) -> None:
+    server = answering(status, b"no")
+    ended = agentrt("run", "--set", f"telemetry.otlp.endpoint={server.url}", "agents:Bot", "hi", cwd=project)
+    assert (ended.code, ended.out) == (0, "hi\n")
+    assert "the telemetry backend otlp refused" in ended.err
+    assert says in ended.err
 
 
 # --- SIGTERM ---------------------------------------------------------------------------------------------

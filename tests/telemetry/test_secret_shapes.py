@@ -119,6 +119,8 @@ def test_headers_urls_and_assignments_lose_their_secret_and_nothing_else(text: s
         "a secret is a secret, and the token was spent",
         "3f2b8c1e-7a4d-4e0b-9c1f-2b3c4d5e6f70",
         "eyJ is how a JWT begins",
+        "api_key = secret://env/DD_API_KEY: the variable is not set, nor is secret://nope: no such name",
+        '{"password": "secret://db", "token": "secret://env/TOKEN"}',
         "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
         "the monkey: banana, keyboard=qwerty, author: Ada, cookies are nice",
     ],
