@@ -59,8 +59,7 @@ class Telemetry:
         enter = leave = None
         lines, names = "record.ended = record.time()\n$collect(call)", {"collect": self.collect}
         if tracing is not None:
-            enter = Quick(tracing.quick_enter.lines, {"tracing": tracing, **tracing.quick_enter.names})
-            leave = tracing.quick_leave
+            enter, leave = tracing.quick_enter, tracing.quick_leave
             lines, names = f"{leave.lines}{lines}", {**leave.names, **names}
         return Inline(
             None if tracing is None else tracing.enter,

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from opentelemetry.context.context import Context
-
 from agentrt.call import Call, Quick
 from agentrt.telemetry.tracing import CURRENT, KEY, LiveSpan, Sampler, attach, detach
 
 __all__ = ["CallTracing"]
+
+
+# A plain dict does for a context: OpenTelemetry only reads it, and making a `Context` would cost as much again.
+_ENTER = """\
+run = call.run
+$outer = $current.get()
+if $all and not $outer if run is None else run.live is not None:
+    $live = record.span = $span($outer)
+    $token = $current.set({**$outer, $key: $live})
+elif run is None:
+    $token = $tracing.enter(call)
+else:
+    $token = None
+"""
 
 
 class CallTracing:
@@ -18,20 +30,6 @@ class CallTracing:
     A call of a run is traced if its run is; one without a run decides by `sampler`.
     """
 
-    quick_enter = Quick(
-        """\
-run = call.run
-if run is None:
-    $token = $tracing.enter(call)
-elif run.live is None:
-    $token = None
-else:
-    $outer = $current.get()
-    $live = record.span = $span($outer)
-    $token = $current.set($context({**$outer, $key: $live}))
-""",
-        {"current": CURRENT, "span": LiveSpan, "context": Context, "key": KEY},
-    )
     quick_leave = Quick(
         """\
 if $token is not None:
@@ -42,6 +40,16 @@ if $token is not None:
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
+        self.quick_enter = Quick(
+            _ENTER,
+            {
+                "tracing": self,
+                "all": sampler.ratio >= 1.0,
+                "current": CURRENT,
+                "span": LiveSpan,
+                "key": KEY,
+            },
+        )
 
     def enter(self, call: Call[Any]) -> Any:
         outer = CURRENT.get()
