@@ -381,6 +381,7 @@ class _Forks:
     def __init__(self) -> None:
         self._processors: weakref.WeakSet[Processor] = weakref.WeakSet()
         self._is_registered = False
+        self._is_finalized = False
 
     def add(self, processor: Processor) -> None:
         self._processors.add(processor)
@@ -397,12 +398,14 @@ class _Forks:
         self._flush_at_exit()
 
     def _flush_at_exit(self) -> None:
-        """A child of multiprocessing ends without the usual exit; its own finalizers run."""
+        """A child of multiprocessing ends without the usual exit; its own finalizers run. It forgets those that are
+        there when it begins, which is after us, and then asks who wants some."""
         import sys
 
         util = sys.modules.get("multiprocessing.util")
-        if util is not None:
-            util.Finalize(None, self._flush, exitpriority=100)
+        if util is not None and not self._is_finalized:
+            self._is_finalized = True
+            util.register_after_fork(self, lambda forks: util.Finalize(None, forks._flush, exitpriority=100))
 
     def _flush(self) -> None:
         for processor in list(self._processors):

@@ -9,7 +9,6 @@ Only what traces imports this file: it loads the OpenTelemetry API.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import threading
@@ -184,7 +183,7 @@ class LiveSpan(trace.Span):
 class UserSpan(LiveSpan):
     """A span of the user's own, begun now: `with ctx.start_span("step") as span`. `on_end` gets it when it ends."""
 
-    __slots__ = ("_on_end", "_token", "ended_ns", "name", "started_ns")
+    __slots__ = ("_is_left", "_on_end", "_token", "ended_ns", "name", "started_ns")
     ended_ns: int
     _token: Token[Context]
 
@@ -198,9 +197,17 @@ class UserSpan(LiveSpan):
         super().__init__(outer)
         self.name = str(name)
         self.started_ns = time.time_ns()
+        self._is_left = False
         self._on_end: Callable[[UserSpan], None] | None = on_end
         if attributes:
             self.set_attributes(attributes)
+
+    def get_span_context(self) -> SpanContext:
+        if not self._is_left:
+            return super().get_span_context()
+        # It has ended and is current all the same: what comes now belongs to the span around it.
+        around = self.outer.get(KEY)
+        return around.get_span_context() if isinstance(around, trace.Span) else trace.INVALID_SPAN_CONTEXT
 
     def end(self, end_time: int | None = None) -> None:
         """End it, now or at `end_time` (nanoseconds since the epoch); once only."""
@@ -219,7 +226,7 @@ class UserSpan(LiveSpan):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        detach(self._token)
+        self._is_left = not detach(self._token)
         if isinstance(error, Exception) and self._more.status == "unset":
             self.record_exception(error)
             self.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error_text(error)}")
@@ -264,13 +271,16 @@ def attach(span: trace.Span) -> Token[Context]:
     return token
 
 
-def detach(token: Token[Context] | None) -> None:
-    """Take back what `attach` did. A coroutine that the garbage collector closes does it in a foreign context, where
-    there is nothing to take back."""
+def detach(token: Token[Context] | None) -> bool:
+    """Take back what `attach` did. A generator or coroutine that the garbage collector closes does it in a foreign
+    context, where there is nothing to take back: then False, and the span stays the current one where it was left."""
     if token is None:
-        return
-    with contextlib.suppress(ValueError):
+        return True
+    try:
         CURRENT.reset(token)
+    except ValueError:
+        return False
+    return True
 
 
 def not_sampled(outer: Mapping[str, Any]) -> NonRecordingSpan:
