@@ -8,93 +8,23 @@ Prints PASS or FAIL for each line and exits 1 if one failed. Nothing of this wor
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+
+from _acceptance import Acceptance, Failed, Place, expect, one_error
 
 from agentrt.testing.fault_server import Fault, FaultServer
 
-ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "What is the capital of France?"
 ASSISTANT = "examples/assistant.py:Assistant"
 
-
-class Failed(Exception):
-    """What was seen instead of what was expected."""
-
-
-class Place:
-    """A fresh clone and the environment of a user who has nothing yet."""
-
-    def __init__(self, folder: Path) -> None:
-        self.clone = folder / "agentrt"
-        self.home = folder / "home"
-        self.home.mkdir()
-        git = ["git", "clone", "--quiet", "--no-local", str(ROOT), str(self.clone)]
-        subprocess.run(git, check=True)
-        kept = (
-            "LANG",
-            "TERM",
-            "SSL_CERT_FILE",
-            "PIP_CERT",
-            "PIP_INDEX_URL",
-            "UV_INDEX_URL",
-            "REQUESTS_CA_BUNDLE",
-        )
-        self.env = {name: os.environ[name] for name in kept if name in os.environ}
-        self.env["PATH"] = os.environ.get("PATH", os.defpath)
-        self.env["HOME"] = str(self.home)
-
-    def run(
-        self, *command: str, timeout: float = 600, stdin: str | None = None, **env: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=self.clone,
-            env={**self.env, **env},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
-        )
-
-    def agentrt(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return self.run("./dev", "agentrt", *arguments, **env)
-
-
-Line = Callable[[Place], str]
-LINES: dict[str, Line] = {}
-
-
-def line(name: str) -> Callable[[Line], Line]:
-    def register(check: Line) -> Line:
-        LINES[name] = check
-        return check
-
-    return register
-
-
-def expect(condition: bool, seen: object) -> None:
-    if not condition:
-        raise Failed(str(seen)[-6000:])
-
-
-def one_error(done: subprocess.CompletedProcess[str], *, code: int, says: str) -> None:
-    """The exit code, and one message without a traceback that says what it should."""
-    expect(done.returncode == code, f"exit {done.returncode}: {done.stderr}")
-    expect(re.search(says, done.stderr) is not None, done.stderr)
-    expect("Traceback" not in done.stderr, done.stderr)
+acceptance = Acceptance("core", __doc__)
+line = acceptance.line
 
 
 # --- the two commands ----------------------------------------------------------------------------------
@@ -356,28 +286,5 @@ def benchmarks(place: Place) -> str:
     return ", ".join(seen)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="dev accept core", description=__doc__)
-    parser.add_argument("--only", default="", help="the lines whose name contains this")
-    only = parser.parse_args().only
-    failed = 0
-    folder = Path(tempfile.mkdtemp(prefix="agentrt-accept-"))
-    try:
-        place = Place(folder)
-        for name, check in LINES.items():
-            if only not in name:
-                continue
-            try:
-                seen = check(place)
-                print(f"PASS  {name}\n      {seen}", flush=True)
-            except Exception as error:
-                failed += 1
-                print(f"FAIL  {name}\n      {type(error).__name__}: {error}", flush=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    print(f"{len(LINES) - failed if not only else 'some'} lines passed, {failed} failed", flush=True)
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(acceptance.main())
