@@ -13,6 +13,8 @@ from agentrt.telemetry.signals import Batch, Signal
 __all__ = ["GlobalProvider", "existing_provider", "mark_as_ours"]
 
 _OURS = "_agentrt_is_listening"
+SCOPE = "agentrt"
+"""The library whose spans ours are."""
 
 
 def existing_provider() -> Any | None:
@@ -43,6 +45,8 @@ class GlobalProvider:
 
         processor = self._provider._active_span_processor
         for span in batch.spans:
+            if span.scope != SCOPE:
+                continue  # it came from there: handed back it would come again, and so for ever
             processor.on_end(readable_span(span, batch.resource))
 
     async def aclose(self) -> None:

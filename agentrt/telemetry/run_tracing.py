@@ -13,7 +13,7 @@ from opentelemetry.context.context import Context
 from agentrt.config.sections import TelemetrySection
 from agentrt.telemetry.call_spans import own_span
 from agentrt.telemetry.call_tracing import CallTracing
-from agentrt.telemetry.global_provider import mark_as_ours
+from agentrt.telemetry.global_provider import SCOPE, mark_as_ours
 from agentrt.telemetry.no_span import NO_SPAN, ActiveSpan
 from agentrt.telemetry.processor import Processor
 from agentrt.telemetry.tracing import (
@@ -29,8 +29,6 @@ from agentrt.telemetry.tracing import (
 )
 
 __all__ = ["Spans"]
-
-SCOPE = "agentrt"
 
 
 class _Foreign(Struct, frozen=True, eq=False):
