@@ -1,0 +1,297 @@
+"""The end of a runtime, whatever its backends do: in time, with the answer, and with an account of everything."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from servers.faulty import BlackHole, Refusing
+
+from agentrt import Config, Context, Runtime
+from agentrt.errors import ThrottledError, TransientError
+from agentrt.telemetry import Batch
+from tests.telemetry.recording import Kept
+
+CALLS = 20
+SPANS = CALLS + 1
+
+pytestmark = pytest.mark.asyncio
+
+
+async def agent(message: str, ctx: Context) -> str:
+    for _ in range(CALLS):
+        await ctx.call("call", "there", lambda: asyncio.sleep(0))
+    return f"answer to {message}"
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Lets go what hangs, so that no thread outlives its test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def backends(release: threading.Event) -> dict[str, Kept]:
+    def block(batch: Batch) -> None:
+        release.wait(30)
+
+    async def hang(batch: Batch) -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            if release.is_set():
+                return
+
+    async def stubborn(batch: Batch) -> None:
+        while not release.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+
+    async def in_a_thread(batch: Batch) -> None:
+        await asyncio.to_thread(release.wait, 30)
+
+    async def slow(batch: Batch) -> None:
+        await asyncio.sleep(0.05)
+
+    def always(outcome: Any) -> list[Any]:
+        return 1000 * [outcome]
+
+    return {
+        "blocks": Kept(*always(block)),
+        "hangs": Kept(*always(hang)),
+        "is stubborn": Kept(*always(stubborn)),
+        "hangs in a thread": Kept(*always(in_a_thread)),
+        "refuses": Kept(*always(ConnectionRefusedError())),
+        "raises": Kept(*always(ValueError("no"))),
+        "exits": Kept(*always(SystemExit(1))),
+        "throttles": Kept(*always(ThrottledError("429", retry_after=20.0))),
+        "is busy": Kept(*always(TransientError("busy"))),
+        "is slow": Kept(*always(slow), batch_size=8),
+        "is well": Kept(),
+    }
+
+
+NAMES = list(backends(threading.Event()))
+LOSING = [name for name in NAMES if name not in ("is slow", "is well")]
+
+
+def check_account(rt: Runtime, kept: dict[str, Kept]) -> None:
+    """Each backend delivered or lost each span, once."""
+    for report in rt.telemetry.report():
+        delivered = report.delivered.get("spans", 0)
+        lost = sum(count for (signal, _), count in report.lost.items() if signal == "spans")
+        assert delivered + lost == SPANS, report
+        if report.name in LOSING:
+            assert lost == SPANS, report
+        else:
+            assert delivered == len(kept[report.name].spans) == SPANS, report
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_one_backend(name: str, release: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
+    kept = {name: backends(release)[name]}
+    rt = Runtime(backends=list(kept.items()))
+    async with rt:
+        started = time.monotonic()
+        result = await rt.run(agent, "hi")
+        assert time.monotonic() - started < 2.0
+        assert result.text == "answer to hi"
+        started = time.monotonic()
+        await rt.telemetry.aclose(0.5)
+        assert time.monotonic() - started < 2.0
+    check_account(rt, kept)
+    told = [record.getMessage() for record in caplog.records if name in record.getMessage()]
+    assert len([text for text in told if "telemetry lost" in text]) == (name in LOSING)
+    assert len(told) <= 2, "once while it lasts, once at the end"
+
+
+async def test_all_of_them_at_once_take_no_longer_than_one(release: threading.Event) -> None:
+    kept = backends(release)
+    rt = Runtime(backends=list(kept.items()))
+    async with rt:
+        assert (await rt.run(agent, "hi")).text == "answer to hi"
+        started = time.monotonic()
+        await rt.telemetry.aclose(0.7)
+        assert time.monotonic() - started < 2.5
+    check_account(rt, kept)
+
+
+async def test_the_whole_runtime_ends_in_its_budget(
+    release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentrt.closing.CLOSE_SECONDS", 1.0)
+    kept = {name: backends(release)[name] for name in ("blocks", "is stubborn", "is well")}
+    rt = Runtime(backends=list(kept.items()))
+    async with rt:
+        assert (await rt.run(agent, "hi")).text == "answer to hi"
+        started = time.monotonic()
+    assert time.monotonic() - started < 2.5
+    check_account(rt, kept)
+
+
+@pytest.mark.parametrize("kind", [BlackHole, Refusing])
+async def test_a_collector_that_is_not_well(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with kind() as server:
+        config = Config({"telemetry": {"otlp": {"endpoint": server.url}}})
+        rt = Runtime(config)
+        async with rt:
+            assert (await rt.run(agent, "hi")).text == "answer to hi"
+            started = time.monotonic()
+            await rt.telemetry.aclose(1.0)
+            assert time.monotonic() - started < 3.0
+    (report,) = rt.telemetry.report()
+    assert sum(count for (signal, _), count in report.lost.items() if signal == "spans") == SPANS
+    assert len([r for r in caplog.records if "telemetry lost: otlp" in r.getMessage()]) == 1
+
+
+async def test_a_cancelled_close_returns_at_once_and_loses_no_count(release: threading.Event) -> None:
+    kept = {name: backends(release)[name] for name in ("blocks", "is well")}
+    rt = Runtime(backends=list(kept.items()))
+    async with rt:
+        await rt.run(agent, "hi")
+        closing = asyncio.create_task(rt.telemetry.aclose(0.8))
+        await asyncio.sleep(0.1)
+        closing.cancel()
+        started = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert time.monotonic() - started < 0.5
+    end = time.monotonic() + 10.0
+    while (
+        sum(sum(report.lost.values()) + sum(report.delivered.values()) for report in rt.telemetry.report())
+        < 2
+    ):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(1.0)
+    check_account(rt, kept)
+
+
+async def test_a_run_is_not_held_up_by_backends_whose_queues_are_full(release: threading.Event) -> None:
+    kept = {name: backends(release)[name] for name in ("blocks", "is busy")}
+    rt = Runtime(Config({"telemetry": {"queue": 10}}), backends=list(kept.items()))
+    async with rt:
+        started = time.monotonic()
+        for _ in range(20):
+            assert (await rt.run(agent, "hi")).text == "answer to hi"
+        assert time.monotonic() - started < 5.0
+        await rt.telemetry.aclose(0.3)
+    before = dict.fromkeys(("calls", "runs"), 0)
+    for report in rt.telemetry.report():
+        if report.name == "before any backend":
+            for (signal, _), count in report.lost.items():
+                before[signal] = before.get(signal, 0) + count
+    for report in rt.telemetry.report():
+        if report.name != "before any backend":
+            lost = sum(count for (signal, _), count in report.lost.items() if signal == "spans")
+            assert lost + before["calls"] + before["runs"] == 20 * SPANS
+
+
+async def test_errors_of_the_users_keep_their_way_out(release: threading.Event) -> None:
+    async def fails(message: str, ctx: Context) -> str:
+        raise KeyError(message)
+
+    kept = {name: backends(release)[name] for name in ("blocks", "raises")}
+    async with Runtime(backends=list(kept.items())) as rt:
+        with pytest.raises(KeyError, match="hi"):
+            await rt.run(fails, "hi")
+        await rt.telemetry.aclose(0.2)
+
+
+# --- processes ------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import asyncio, sys, threading, time
+from agentrt import Runtime
+
+class Hangs:
+    interval = 0.01
+    timeout = 60.0
+    {export}
+
+async def agent(message, ctx):
+    return message
+
+async def main():
+    async with Runtime(backends=[("hangs", Hangs())]) as rt:
+        result = await rt.run(agent, "the answer")
+        print(result.text, flush=True)
+        await asyncio.sleep(0.2)  # until it hangs
+        await rt.telemetry.aclose(0.3)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "export",
+    [
+        "def export(self, batch): time.sleep(60)",
+        "async def export(self, batch): await asyncio.sleep(60)",
+        "async def export(self, batch): await asyncio.to_thread(time.sleep, 60)",
+        "async def export(self, batch): await asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)",
+        "def export(self, batch): threading.Event().wait()",
+        "def open(self, host): time.sleep(60)\n    def export(self, batch): pass",
+        "def export(self, batch): pass\n    async def aclose(self): await asyncio.to_thread(time.sleep, 60)",
+    ],
+    ids=["blocks", "hangs", "to_thread", "executor", "for ever", "open", "aclose"],
+)
+async def test_a_process_ends_although_a_backend_hangs(export: str) -> None:
+    started = time.monotonic()
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", PROGRAM.format(export=export)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert time.monotonic() - started < 10.0
+    assert (ended.returncode, ended.stdout) == (0, "the answer\n")
+    assert "Traceback" not in ended.stderr
+    assert "Exception" not in ended.stderr
+
+
+async def test_a_process_that_never_closes_its_runtime_ends_too() -> None:
+    program = textwrap.dedent(
+        """
+        import asyncio, time
+        from agentrt import Runtime
+
+        class Hangs:
+            interval = 0.01
+            def export(self, batch): time.sleep(60)
+
+        async def agent(message):
+            return message
+
+        async def main():
+            rt = Runtime(backends=[("hangs", Hangs())])
+            rt.telemetry.open()
+            print((await rt.run(agent, "the answer")).text, flush=True)
+            await asyncio.sleep(0.2)
+
+        asyncio.run(main())
+        """
+    )
+    started = time.monotonic()
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert time.monotonic() - started < 10.0
+    assert (ended.returncode, ended.stdout) == (0, "the answer\n")
+    assert "Traceback" not in ended.stderr
