@@ -224,7 +224,7 @@ class Context:
         """Run another agent as a child: it inherits deadline, limits and cancellation. Returns its RunResult."""
         return await self._services.run_child(self, agent, message)
 
-    def log(self, level: str, message: str, **context: Any) -> None:
+    def log(self, level: str, message: str, /, **context: Any) -> None:
         """Log a line of this run; `level` as in the standard library ("info")."""
         extra = {"run": self.id, "agent": self.agent_name}
         self._services.telemetry.write_log(level, message, context, extra=extra)
@@ -416,10 +416,11 @@ class Context:
         # Used outside its own run's code (kept by the user, or by a thread): the call still belongs to this run.
         call.record.share = deadline = min(call.deadline, self.deadline)
         call = call.replace(run=self, deadline=deadline)
-        token = RUN.set(self)
+        token, span = RUN.set(self), self.telemetry.enter_run(self)
         try:
             return await pipeline.send(call)
         finally:
+            self.telemetry.leave_run(span)
             RUN.reset(token)
 
     def _specs(self, tools: Sequence[Any]) -> list[ToolSpec]:

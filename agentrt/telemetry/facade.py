@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
+import sys
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +37,7 @@ SHUTDOWN_SECONDS = 5.0
 """What the end of telemetry may take if nobody gives it less."""
 
 MetricKindName = Literal["counter", "gauge", "histogram"]
+_LARGEST = sys.float_info.max
 _METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-/]{0,254}")
 
 
@@ -116,7 +117,7 @@ class RuntimeTelemetry:
 
     # --- what users call --------------------------------------------------------------------------------
 
-    def log(self, level: str, message: str, **context: Any) -> None:
+    def log(self, level: str, message: str, /, **context: Any) -> None:
         """Log a line; `level` as in the standard library ("info"). It goes to the process's logs, and to backends."""
         self.write_log(level, message, context)
 
@@ -124,7 +125,7 @@ class RuntimeTelemetry:
         self, level: str, message: str, context: Mapping[str, Any], *, extra: Mapping[str, Any] | None = None
     ) -> None:
         """The same with the `extra` that a log record gets."""
-        number = logging.getLevelNamesMapping().get(level.upper())
+        number = logging.getLevelNamesMapping().get(level.upper()) if isinstance(level, str) else None
         if number is None:
             raise ConfigError(f"{level!r} is not a log level; use debug, info, warning, error or critical")
         _run_logger.log(number, message, extra={**(extra or {}), "context": context}, stacklevel=3)
@@ -145,7 +146,7 @@ class RuntimeTelemetry:
         last one counts). `unit`: in UCUM ("s", "By", "{item}"). `tags`: few different values, not ids. What is wrong
         with a metric is logged once and never fails a run.
         """
-        problem = _metric_problem(name, value, kind)
+        problem = _metric_problem(name, value, {} if tags is None else tags, kind, unit)
         if problem is not None:
             self._tell_once(f"record_metric: {problem}; it is not recorded")
             return
@@ -191,7 +192,7 @@ class RuntimeTelemetry:
             return
         live, calls = ctx.live, ()
         if live is None and error is not None and self._spans is not None and self.settings.keep_failures:
-            live, calls = self._spans.kept(), tuple(ctx.calls)
+            live, calls = self._spans.kept(token), tuple(ctx.calls)
         if not self._exporters:
             with self.meter.lock:
                 self._measures.run(ctx.agent_name, seconds, error)
@@ -201,6 +202,15 @@ class RuntimeTelemetry:
         self._processor.offer(
             EndedRun(ctx.agent_name, attributes, ended - seconds, ended, ctx.loop.time, error, live, calls)
         )
+
+    def enter_run(self, ctx: Any) -> Any:
+        """`ctx` is used by code that its run did not start: what it does is the run's all the same. `leave_run` wants
+        back what this returns."""
+        return None if self._spans is None else self._spans.enter(ctx)
+
+    def leave_run(self, token: Any) -> None:
+        if self._spans is not None:
+            self._spans.detach(token)
 
     def start_run_span(self, ctx: Any, name: str, attributes: Mapping[str, Any] | None) -> ActiveSpan:
         """`ctx.start_span`."""
@@ -325,13 +335,17 @@ def _run_attributes(ctx: Any) -> dict[str, Any]:
     return attributes
 
 
-def _metric_problem(name: object, value: object, kind: str) -> str | None:
+def _metric_problem(name: object, value: Any, tags: object, kind: object, unit: object) -> str | None:
     if not isinstance(name, str) or not _METRIC_NAME.fullmatch(name):
         return f"{str(name)[:80]!r} is not a metric's name (a letter, then up to 254 of letters, digits and _ . - /)"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"{name}: the value must be a number, not a {type(value).__name__}"
-    if not math.isfinite(value):
-        return f"{name}: the value must be finite, not {value!r}"
+    if not -_LARGEST <= value <= _LARGEST:  # NaN is in no range
+        return f"{name}: the value must be finite, not {str(value)[:40]}"
+    if not isinstance(tags, Mapping):
+        return f'{name}: tags must be a mapping such as {{"shop": "Oslo"}}, not {str(tags)[:80]!r}'
+    if not isinstance(unit, str) or len(unit) > 63:
+        return f'{name}: unit must be a short text such as "s", not {str(unit)[:80]!r}'
     if kind not in ("counter", "gauge", "histogram"):
         return f"{name}: kind must be counter, gauge or histogram, not {kind!r}"
     if kind == "counter" and value < 0:
@@ -400,8 +414,6 @@ class _Forks:
     def _flush_at_exit(self) -> None:
         """A child of multiprocessing ends without the usual exit; its own finalizers run. It forgets those that are
         there when it begins, which is after us, and then asks who wants some."""
-        import sys
-
         util = sys.modules.get("multiprocessing.util")
         if util is not None and not self._is_finalized:
             self._is_finalized = True

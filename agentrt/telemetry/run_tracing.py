@@ -37,6 +37,15 @@ class _Foreign(Struct, frozen=True, eq=False):
     readable: Any
 
 
+class Begun(Struct, frozen=True, eq=False):
+    """A run that has begun: `token` takes its span out of the context, `outer` is what was around it. `quiet`: its span
+    if it is not sampled."""
+
+    token: Any
+    outer: Any
+    quiet: Any = None
+
+
 class Spans:
     """`calls`: for the telemetry stage. Runs decide here whether they are sampled, for themselves and all inside."""
 
@@ -79,25 +88,36 @@ class Spans:
 
     # --- runs -------------------------------------------------------------------------------------------
 
-    def run_started(self, ctx: Any) -> Any:
+    def run_started(self, ctx: Any) -> Begun:
+        """Make the run's span the current one; one that is not sampled only carries ids."""
         outer = CURRENT.get()
         if ctx.parent is not None and KEY not in outer and ctx.parent.live is not None:
             outer = Context({**outer, KEY: ctx.parent.live})
-        if ctx.parent is not None:
-            sampled = ctx.parent.live is not None
-        else:
-            sampled = self._sampler(outer)
+        sampled = self._sampler(outer) if ctx.parent is None else ctx.parent.live is not None
         if sampled:
             ctx.live = LiveSpan(outer)
-            return attach(ctx.live)
-        return attach(not_sampled(outer))
+            return Begun(attach(ctx.live), outer)
+        quiet = not_sampled(outer)
+        return Begun(attach(quiet), outer, quiet)
 
-    def leave(self, token: Any) -> None:
-        detach(token)
+    def leave(self, begun: Begun) -> None:
+        """The run's span is not the current one any more."""
+        detach(begun.token)
 
-    def kept(self) -> LiveSpan:
-        """A span for a run that was not sampled and failed."""
-        return LiveSpan(CURRENT.get())
+    def kept(self, begun: Begun) -> LiveSpan:
+        """The span of a run that was not sampled and failed: by the ids that its log lines have."""
+        live = LiveSpan(begun.outer)
+        if begun.quiet is not None:
+            context = begun.quiet.get_span_context()
+            live.adopt(context.trace_id, context.span_id)
+        return live
+
+    def enter(self, ctx: Any) -> Any:
+        """Make the run's span the current one where OpenTelemetry's context has none: in a thread or a task that was
+        not made by the run. `detach` takes the token."""
+        return None if ctx.live is None or KEY in CURRENT.get() else attach(ctx.live)
+
+    detach = staticmethod(detach)
 
     def start(self, name: str, attributes: Mapping[str, Any] | None, ctx: Any) -> ActiveSpan:
         """A span of the user's own; inside a run that is not sampled it records nothing."""

@@ -109,6 +109,10 @@ class LiveSpan(trace.Span):
                     self._make_ids()
         return self._trace_id, self._span_id
 
+    def adopt(self, trace_id: int, span_id: int) -> None:
+        """Have these ids, which others know already."""
+        self._trace_id, self._span_id = trace_id, span_id
+
     def _make_ids(self) -> None:
         lineage: list[LiveSpan] = [self]
         parent = self.outer.get(KEY)
@@ -338,6 +342,13 @@ def _random_id(bits: int) -> int:
     return random.getrandbits(bits) or 1
 
 
+def _before_fork() -> None:
+    """Parent and child must not each make ids of their own for the span that they are inside of."""
+    span = CURRENT.get().get(KEY)
+    if isinstance(span, LiveSpan):
+        _ = span.ids
+
+
 def _after_fork() -> None:
     """Another thread, which is not there in the child, may have held it."""
     global _ids
@@ -345,4 +356,4 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

@@ -26,8 +26,6 @@ from tests.telemetry.recording import Kept
 
 pytestmark = pytest.mark.asyncio
 
-not_yet = pytest.mark.xfail(reason="the spans of runs are not yet so")
-
 
 class Theirs:
     """A provider of the user's own."""
@@ -224,7 +222,6 @@ async def test_a_span_of_a_run_used_in_a_thread_without_a_context_is_the_runs() 
     assert parent(backend.named("in a thread")) == ids(backend.named("invoke_agent agent"))
 
 
-@not_yet
 async def test_a_worker_fed_by_a_queue_does_the_work_of_the_run_that_asked() -> None:
     theirs = Theirs()
     queue: asyncio.Queue[tuple[contextvars.Context | None, Callable[[], Any], asyncio.Future[None]]]
@@ -522,7 +519,6 @@ async def test_a_failure_is_kept_though_its_run_was_not_sampled() -> None:
     assert parent(good) == ids(root)
 
 
-@not_yet
 async def test_what_is_kept_of_a_failure_is_one_trace_that_its_log_lines_are_in() -> None:
     async def child(message: str, ctx: Context) -> str:
         ctx.log("info", "in the child")
