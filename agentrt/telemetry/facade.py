@@ -341,7 +341,7 @@ def _metric_problem(name: object, value: Any, tags: object, kind: object, unit: 
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"{name}: the value must be a number, not a {type(value).__name__}"
     if not -_LARGEST <= value <= _LARGEST:  # NaN is in no range
-        return f"{name}: the value must be finite, not {str(value)[:40]}"
+        return f"{name}: the value must be finite, not {value if isinstance(value, float) else 'such an int'}"
     if not isinstance(tags, Mapping):
         return f'{name}: tags must be a mapping such as {{"shop": "Oslo"}}, not {str(tags)[:80]!r}'
     if not isinstance(unit, str) or len(unit) > 63:
