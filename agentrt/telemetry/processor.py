@@ -459,6 +459,7 @@ class Processor:
         """In the child: begin anew. What waits and what was counted is the parent's; what was closed stays closed."""
         self._begin()
         self._meter.reset()
+        self._redactor.after_fork()
         for exporter in self.exporters:
             exporter.after_fork()
         if self._is_started and not self._is_closing:

@@ -58,6 +58,10 @@ class Redactor:
             self._clean = set()
             self._rules = {}
 
+    def after_fork(self) -> None:
+        """In a forked child: as if no other thread had been at it."""
+        self._values.after_fork()
+
     def text(self, text: str, /) -> str:
         """`text` without secrets; the same object if it has none."""
         clean = self._clean

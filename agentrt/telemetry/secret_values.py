@@ -39,12 +39,26 @@ class SecretValues:
     """The registered values. Readers take no lock: each entry that they read is replaced whole."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
+        self._is_adding = False
         self._values: dict[str, None] = {}
         self._uses: dict[str, int] = {}  # of each guise
         self._index: dict[str, tuple[tuple[str, int], ...]] = {}  # window -> guises, and where it is in each
         self._rare = ""
         self._find: re.Pattern[str] | None = None
+
+    def after_fork(self) -> None:
+        """In the child: a thread that is not there may hold the lock, or have been in the middle of `add`."""
+        # Whatever `locked()` says: a lock that was got a moment ago does not know it yet.
+        self._lock = threading.Lock()
+        if self._is_adding:
+            values = list(self._values)
+            self._begin()
+            for value in values:
+                self.add(value)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -56,6 +70,7 @@ class SecretValues:
             return False
         key = parts[0]
         with self._lock:
+            self._is_adding = True
             is_new = key not in self._values
             self._values.pop(key, None)
             self._values[key] = None
@@ -70,6 +85,7 @@ class SecretValues:
                     del self._values[oldest]
                     for guise in _guises_of(_parts(oldest)):
                         self._leave(guise)
+            self._is_adding = False
         return is_new
 
     def clean(self, text: str) -> str:
