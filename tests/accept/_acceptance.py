@@ -120,7 +120,12 @@ class Acceptance:
     def __init__(self, name: str, description: str | None) -> None:
         self.lines: dict[str, Line] = {}
         self._parser = argparse.ArgumentParser(prog=f"dev accept {name}", description=description)
-        self._parser.add_argument("--only", default="", help="the lines whose name contains this")
+        self._parser.add_argument(
+            "--only",
+            action="append",
+            default=[],
+            help="the lines whose name contains this; may be given again",
+        )
         self._parser.add_argument("--list", action="store_true", help="only the names of the lines")
 
     def line(self, name: str) -> Callable[[Line], Line]:
@@ -140,9 +145,14 @@ class Acceptance:
 
     def main(self) -> int:
         options = self._parser.parse_args()
-        wanted = {name: check for name, check in self.lines.items() if options.only in name}
-        if not wanted:
-            self._parser.error(f"no line has {options.only!r} in its name; --list shows them")
+        for only in options.only:
+            if not any(only in name for name in self.lines):
+                self._parser.error(f"no line has {only!r} in its name; --list shows them")
+        wanted = {
+            name: check
+            for name, check in self.lines.items()
+            if not options.only or any(only in name for only in options.only)
+        }
         if options.list:
             print(*wanted, sep="\n")
             return 0

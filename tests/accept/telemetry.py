@@ -314,6 +314,7 @@ proved(
 proved(
     "forked workers deliver what is theirs, nothing twice",
     *telemetry("test_parents.py::test_forked_workers_deliver_what_is_theirs_and_nothing_twice"),
+    *telemetry("test_forks.py"),
     *telemetry("test_otlp.py::test_a_forked_process_makes_connections_of_its_own"),
     *telemetry("test_file_backend.py::test_a_forked_child_takes_a_lock_of_its_own"),
     *telemetry("test_logs.py::test_a_forked_child_writes_its_own_lines_and_none_of_its_parent_s"),
@@ -524,7 +525,7 @@ proved(
 
 MEASURED: dict[str, Any] = {}
 STATES = ("off", "sampled_out", "memory", "otlp")
-PEERS = ("sdk", "logfire", "traceloop")
+PEERS = ("otel_sdk", "otel_sdk_otlp", "logfire", "traceloop")
 FULL_SPEED = 100_000
 
 
@@ -545,17 +546,22 @@ def benchmark(place: Place) -> str:
     text = (place.clone / "docs" / "performance.md").read_text()
     for figure in ("path_x", "all_threads_x"):
         expect(figure in text, f"docs/performance.md has no {figure}")
-        for state in STATES:
-            expect(
-                isinstance(figures.get(f"{figure}_{state}"), int | float), f"no {figure}_{state}: {figures}"
-            )
-        for peer in PEERS:
-            found = [key for key in figures if key.startswith(f"{figure}_{peer}")]
-            expect(bool(found), f"no {figure} of {peer}: {figures}")
+        for name in (*STATES, *PEERS):
+            expect(isinstance(figures.get(f"{figure}_{name}"), int | float), f"no {figure}_{name}: {figures}")
     expect(not figures.get("absent"), figures.get("absent"))
     return ", ".join(
         f"{state}: {figures[f'path_x_{state}']} / {figures[f'all_threads_x_{state}']}" for state in STATES
     )
+
+
+@line("recording stays within its limits: on the path, and in all threads")
+def limits(place: Place) -> str:
+    figures = measured(place)
+    path, threads = figures["path_x"], figures["all_threads_x"]
+    expect(
+        path <= 1.1 and threads <= 4.0, f"path_x {path} (at most 1.1), all_threads_x {threads} (at most 4)"
+    )
+    return f"path_x {path}, all_threads_x {threads}, Python {figures['python']}"
 
 
 @line("100,000 calls at full speed: delivered + reported dropped = 100,000")
