@@ -141,7 +141,7 @@ def waterfall(place: Place) -> str:
         r"chat echo .* tokens",
     ):
         expect(re.search(pattern, done.stderr, re.MULTILINE) is not None, f"{pattern}: {done.stderr}")
-    return done.stderr.strip().splitlines()[0]
+    return next(text for text in done.stderr.splitlines() if text.startswith("Planner"))
 
 
 @line("--trace-html writes one page, trace FILE shows the stored run, --html its page")
