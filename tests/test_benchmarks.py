@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -60,7 +60,15 @@ def script(name: str, *options: str, **variables: str) -> dict[str, Any]:
 
 
 def load(name: str) -> ModuleType:
-    return importlib.import_module(name)
+    """A benchmark by its path, for tests have folders of the same names; what benchmarks share by the name they use."""
+    if name.startswith("_"):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # --- each works ----------------------------------------------------------------------------------------
