@@ -13,24 +13,26 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from agentrt.errors import ThrottledError, TransientError, classify
+from agentrt import options
+from agentrt.errors import ConfigError, ThrottledError, TransientError, classify
 from agentrt.telemetry.conventions import error_text
 from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Deltas, Meter
-from agentrt.telemetry.signals import Batch, LogLine, Metric, Resource, Signal, Span
+from agentrt.telemetry.signals import Batch, LogLine, Metric, Resource, Span
 from agentrt.telemetry.suppress import instrumentation_suppressed
+from agentrt.telemetry.telling import tell
+from agentrt.telemetry.wanted import SIGNALS, wanted
 
 __all__ = ["Delivered", "Exporting"]
 
 T = TypeVar("T")
-logger = logging.getLogger("agentrt.telemetry")
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
@@ -79,15 +81,17 @@ class Exporting:
     ) -> None:
         self.name = name
         self.backend = backend
-        signals: Iterable[Signal] = getattr(backend, "signals", ("spans", "metrics", "logs"))
-        self.wants = frozenset(signals)
         self._meter = meter
         self._resource = resource
         self._host = host
         self._limit = queue
-        self._interval = float(getattr(backend, "interval", interval))
-        self._batch_size = int(getattr(backend, "batch_size", 512))
-        self._timeout = float(getattr(backend, "timeout", 10.0))
+        try:
+            self.wants = frozenset(wanted(getattr(backend, "signals", SIGNALS)))
+            self._interval = options.seconds("interval", getattr(backend, "interval", interval))
+            self._batch_size = options.count("batch_size", getattr(backend, "batch_size", 512))
+            self._timeout = options.seconds("timeout", getattr(backend, "timeout", 10.0))
+        except ConfigError as error:
+            raise ConfigError(f"the telemetry backend {name}: {error}") from error
         self._redact = redact
         self._note_dropped = dropped
         self._deltas = Deltas() if getattr(backend, "delta", False) else None
@@ -150,6 +154,8 @@ class Exporting:
         with self._changed:
             if self._thread is None:
                 return not self._waiting
+            if self._ended.is_set():
+                return not self.lost
             before = self._undelivered
             self._flushes += 1
             wanted = self._flushes
@@ -176,6 +182,7 @@ class Exporting:
         """The thread hangs: what it has not delivered is lost, even if it comes through later."""
         with self._changed:
             if self._in_flight is not None:
+                self._undelivered += 1
                 self._lose_batch(self._in_flight, "shutdown")
                 self._in_flight = None
             self._settle()
@@ -214,17 +221,24 @@ class Exporting:
         except BaseException as error:
             if self._ended.is_set():
                 # A task of the backend's, or a process that ends and so has no thread to close a loop with.
-                logger.debug("the telemetry backend %s left its event loop behind", self.name, exc_info=True)
+                tell(
+                    logging.DEBUG,
+                    "the telemetry backend %s left its event loop behind",
+                    self.name,
+                    error=error,
+                )
                 return
             # A task of the backend's that raised SystemExit, for example, or a bug of ours.
             self._fail(error)
-            logger.exception("the telemetry backend %s can take nothing any more", self.name)
+            tell(logging.ERROR, "the telemetry backend %s can take nothing any more", self.name, error=error)
             self._refuse_all()
             with self._changed:
                 self._settle()
 
     def _settle(self) -> None:
         """Nothing is delivered any more: what waits is lost. The caller holds the lock."""
+        if self._waiting:
+            self._undelivered += 1
         for item in self._waiting:
             self._lose("spans" if isinstance(item, Span) else "logs", "shutdown", 1)
         self._waiting.clear()
@@ -416,7 +430,8 @@ class Exporting:
         """Once for each kind of failure: telemetry that fails must not fill the log."""
         if what not in self._told:
             self._told.add(what)
-            logger.warning(
+            tell(
+                logging.WARNING,
                 "the telemetry backend %s %s (%s: %s); spans, metrics and log lines %s. This is said once",
                 self.name,
                 what,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import sys
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,7 +67,9 @@ class RuntimeTelemetry:
         self._own_process = own_process
         self._is_closed = False
         self._told: set[str] = set()
-        self._threads = WorkerThreads(limit=2, idle_seconds=1.0, name="agentrt telemetry end")
+        self._flushes = WorkerThreads(limit=2, idle_seconds=1.0, name="agentrt telemetry flush")
+        # Its own: the end must not wait for a thread that flushes to what hangs.
+        self._ends = WorkerThreads(limit=1, idle_seconds=1.0, name="agentrt telemetry end")
         collectors = [backend for _, backend in self.backends if hasattr(backend, "collect")]
         self._collectors = [each for each in collectors if getattr(each, "is_used", True)]
         for collector in self._collectors:
@@ -243,7 +246,7 @@ class RuntimeTelemetry:
 
     async def flush(self, seconds: float = 5.0) -> bool:
         """Deliver everything that came until now; False if that was not done in `seconds`."""
-        return await self._threads.run(self._processor.flush, seconds)
+        return await self._flushes.run(self._processor.flush, seconds)
 
     def report(self) -> list[Delivered]:
         """What each exporting backend delivered and lost so far."""
@@ -257,19 +260,24 @@ class RuntimeTelemetry:
         if self._is_closed:
             return
         self._is_closed = True
-        logs = self._own_logs()
-        if logs is not None and self._logs_wanted and self._exporters:
-            await self._threads.run(logs.flush, min(0.5, seconds / 4))
-            logs.forward_to(None)
         if self._spans is not None:
             self._spans.close()
         if self._exporters:
             try:
-                await self._threads.run(self._processor.close, seconds)
+                await self._ends.run(self._close, seconds)
             finally:
                 for report in self.report():
                     if report.lost:
                         logger.warning("telemetry lost: %s", report)
+
+    def _close(self, seconds: float) -> None:
+        """The part of the end that blocks. One piece, so that it goes on to its own end if nobody waits any more."""
+        until = time.monotonic() + seconds
+        logs = self._own_logs()
+        if logs is not None and self._logs_wanted:
+            logs.flush(min(0.5, seconds / 4))
+            logs.forward_to(None)
+        self._processor.close(until - time.monotonic())
 
     # --- inside -----------------------------------------------------------------------------------------
 

@@ -27,13 +27,12 @@ from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Instrument, Meter
 from agentrt.telemetry.redaction import Redactor
 from agentrt.telemetry.signals import Attributes, LogLine, Span, SpanEvent
+from agentrt.telemetry.telling import tell
 
 if TYPE_CHECKING:
     from agentrt.telemetry.call_spans import CallSpans
 
 __all__ = ["EndedRun", "Measured", "Processor"]
-
-logger = logging.getLogger("agentrt.telemetry")
 
 ACCUMULATE = 0.05
 """Seconds for which the thread lets things come before it looks."""
@@ -245,9 +244,9 @@ class Processor:
                 continue
             self._told.add(what)
             if isinstance(error, ConfigError):
-                logger.warning("%s; it is not recorded, and this is said once", what)
+                tell(logging.WARNING, "%s; it is not recorded, and this is said once", what)
             else:
-                logger.error("%s; further ones are only counted", what, exc_info=error)
+                tell(logging.ERROR, "%s; further ones are only counted", what, error=error)
 
     # --- in the thread ----------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrt.errors import PermanentError, ThrottledError, TransientError
+from agentrt.errors import ConfigError, PermanentError, ThrottledError, TransientError
 from agentrt.telemetry import Batch
 from agentrt.telemetry import exporting as module
 from agentrt.telemetry.exporting import Exporting
@@ -272,6 +273,54 @@ def test_a_task_of_the_backends_own_that_raises_system_exit_is_survived(
         assert not exporter.flush(5.0)
     assert losses(exporter) == {"failed": 3}
     assert "can take nothing any more" in caplog.text
+
+
+def test_a_log_handler_that_fails_does_not_end_the_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError("the log is full")
+
+    handler = Failing()
+    logger = logging.getLogger("agentrt.telemetry")
+    logger.addHandler(handler)
+    try:
+        backend = Kept(ValueError("no"))
+        with at_work(backend) as exporter:
+            exporter.offer([span("lost")], [])
+            assert not exporter.flush(5.0)
+            exporter.offer([span("found")], [])
+            assert exporter.flush(5.0)
+    finally:
+        logger.removeHandler(handler)
+    assert [each.name for each in backend.spans] == ["found"]
+    assert losses(exporter) == {"failed": 1}
+    assert "the log is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("interval", 0, "interval must be a number of seconds more than 0, not 0"),
+        ("interval", float("nan"), "interval must be a number of seconds"),
+        ("timeout", None, "timeout must be a number of seconds"),
+        ("batch_size", 0, "batch_size must be a whole number of at least 1, not 0"),
+        ("signals", ("spans", "traces"), "signals must be one of 'spans', 'metrics', 'logs', not 'traces'"),
+    ],
+)
+def test_an_attribute_of_a_backend_that_makes_no_sense_is_told_with_its_name(
+    option: str, value: Any, problem: str
+) -> None:
+    backend = Kept()
+    setattr(backend, option, value)
+    with pytest.raises(ConfigError, match="the telemetry backend acme: ") as caught:
+        exporting(backend, name="acme")
+    assert problem in str(caught.value)
+
+
+def test_the_one_signal_of_a_backend_may_be_plain_text() -> None:
+    backend = Kept()
+    backend.signals = "spans"  # type: ignore[assignment]
+    assert exporting(backend).wants == {"spans"}
 
 
 # --- opening and closing --------------------------------------------------------------------------------

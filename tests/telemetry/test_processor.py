@@ -319,6 +319,29 @@ def test_a_log_handler_that_looks_at_metrics_does_not_hang() -> None:
     close(made)
 
 
+def test_a_log_handler_that_fails_does_not_end_the_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError("the log is full")
+
+    handler = Failing()
+    logger = logging.getLogger("agentrt.telemetry")
+    logger.addHandler(handler)
+    backend = Kept(signals=("spans",))
+    made = processor(backend)
+    try:
+        made.offer(object())
+        until(lambda: made.lost)
+        until(lambda: made._is_idle)
+        made.offer(span())
+        until(lambda: not made._pending)
+    finally:
+        logger.removeHandler(handler)
+    close(made)
+    assert len(backend.spans) == 1
+    assert "the log is full" in capsys.readouterr().err
+
+
 # --- without a queue ------------------------------------------------------------------------------------
 
 

@@ -207,6 +207,21 @@ async def test_errors_of_the_users_keep_their_way_out(release: threading.Event) 
         await rt.telemetry.aclose(0.2)
 
 
+async def test_calls_of_flush_that_hang_do_not_hold_up_the_end(release: threading.Event) -> None:
+    kept = {"blocks": backends(release)["blocks"]}
+    rt = Runtime(backends=list(kept.items()))
+    async with rt:
+        await rt.run(agent, "hi")
+        flushes = [asyncio.create_task(rt.telemetry.flush(20.0)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        async with asyncio.timeout(5.0):
+            await rt.telemetry.aclose(0.5)
+        assert time.monotonic() - started < 2.0
+        assert await asyncio.gather(*flushes) == 4 * [False]
+    check_account(rt, kept)
+
+
 # --- processes ------------------------------------------------------------------------------------------
 
 PROGRAM = """
