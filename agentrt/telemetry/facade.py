@@ -404,6 +404,7 @@ class _Forks:
         self._processors: weakref.WeakSet[Processor] = weakref.WeakSet()
         self._is_registered = False
         self._is_finalized = False
+        self._is_child = False
 
     def add(self, processor: Processor) -> None:
         self._processors.add(processor)
@@ -420,8 +421,14 @@ class _Forks:
         self._flush_at_exit()
 
     def _flush_at_exit(self) -> None:
-        """A child of multiprocessing ends without the usual exit; its own finalizers run. It forgets those that are
-        there when it begins, which is after us, and then asks who wants some."""
+        """A child that nobody told of telemetry delivers at its end. One of multiprocessing ends without the usual
+        exit; its own finalizers run. It forgets those that are there when it begins, which is after us, and then asks
+        who wants some."""
+        import atexit
+
+        if not self._is_child:  # children of a child have it from there
+            self._is_child = True
+            atexit.register(self._flush)
         util = sys.modules.get("multiprocessing.util")
         if util is not None and not self._is_finalized:
             self._is_finalized = True

@@ -159,7 +159,6 @@ def test_a_child_of_multiprocessing_delivers_at_its_end(tmp_path: Path) -> None:
     assert sorted(told.spans("child")) == names
 
 
-@pytest.mark.xfail(reason="only children of multiprocessing do so yet")
 def test_a_child_that_ends_as_processes_do_delivers_at_its_end(tmp_path: Path) -> None:
     told = play(
         tmp_path,
