@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentrt.call import Call
+from agentrt.clock import reader
 from agentrt.config.sections import TelemetrySection
 from agentrt.errors import ConfigError
 from agentrt.telemetry.call_metrics import CallMetrics
@@ -200,10 +201,11 @@ class RuntimeTelemetry:
             with self.meter.lock:
                 self._measures.run(ctx.agent_name, seconds, error)
             return
-        ended = ctx.loop.time()
+        clock = reader(ctx.loop)  # as the calls have it: one offset to the epoch for all of a trace
+        ended = clock()
         attributes = {} if live is None else _run_attributes(ctx)  # metrics have no use for them
         self._processor.offer(
-            EndedRun(ctx.agent_name, attributes, ended - seconds, ended, ctx.loop.time, error, live, calls)
+            EndedRun(ctx.agent_name, attributes, ended - seconds, ended, clock, error, live, calls)
         )
 
     def enter_run(self, ctx: Any) -> Any:
