@@ -187,6 +187,11 @@ class Exporting:
                 self._in_flight = None
             self._settle()
 
+    @property
+    def has_told(self) -> bool:
+        """Whether a failure of this backend was logged."""
+        return bool(self._told)
+
     def report(self) -> Delivered:
         with self._changed:
             return Delivered(self.name, dict(self.delivered), dict(self.lost), self.error)
@@ -318,11 +323,11 @@ class Exporting:
                 return None
             self._fail(error)
             if not _may_work_later(error):
-                self._tell(error, "refused", "are lost")
+                self._tell(error, "refuses some of what it gets", "is lost")
                 return "failed"
             if tried == MAX_TRIES:
                 break
-            self._tell(error, "does not take", "wait in a bounded queue meanwhile")
+            self._tell(error, "fails for now", "waits in a bounded queue")
             asked = _asked_to_wait(error)
             if not self._paused(max(pause, asked), may_hurry=not asked):
                 return "shutdown"
@@ -375,7 +380,7 @@ class Exporting:
         if error is None:
             return True
         self._fail(error)
-        self._tell(error, "could not be opened", "are lost")
+        self._tell(error, "could not be opened", "is lost")
         self._refuse_all()
         return False
 
@@ -401,7 +406,7 @@ class Exporting:
         aclose = getattr(self.backend, "aclose", None)
         error = None if aclose is None else self._call(runner, aclose)
         if error is not None:
-            self._tell(error, "could not be closed", "were delivered before")
+            self._tell(error, "could not be closed", "was delivered before")
 
     # --- counting ---------------------------------------------------------------------------------------
 
@@ -432,7 +437,7 @@ class Exporting:
             self._told.add(what)
             tell(
                 logging.WARNING,
-                "the telemetry backend %s %s (%s: %s); spans, metrics and log lines %s. This is said once",
+                "the telemetry backend %s %s (%s: %s); what it should have %s. This is said once",
                 self.name,
                 what,
                 type(error).__name__,

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec.structs import replace
+
 from agentrt.call import Call
 from agentrt.clock import reader
 from agentrt.config.sections import TelemetrySection
@@ -268,9 +270,16 @@ class RuntimeTelemetry:
             try:
                 await self._ends.run(self._close, seconds)
             finally:
-                for report in self.report():
-                    if report.lost:
-                        logger.warning("telemetry lost: %s", report)
+                self._tell_losses()
+
+    def _tell_losses(self) -> None:
+        told = {exporter.name for exporter in self._exporters if exporter.has_told}
+        for report in self.report():
+            if report.lost:
+                # Why was logged when it happened.
+                logger.warning(
+                    "telemetry lost: %s", replace(report, error=None) if report.name in told else report
+                )
 
     def _close(self, seconds: float) -> None:
         """The part of the end that blocks. One piece, so that it goes on to its own end if nobody waits any more."""

@@ -282,7 +282,7 @@ async def test_a_report_tells_of_each_backend() -> None:
         assert not await rt.telemetry.flush()
     first, second = rt.telemetry.report()
     assert str(first) == "backend0: 3 spans delivered"
-    assert str(second) == "backend1: 3 spans lost (failed); ValueError: no"
+    assert str(second) == "backend1: 3 spans lost (failed)"
 
 
 async def test_a_report_says_why_something_reached_no_backend() -> None:
@@ -299,7 +299,7 @@ async def test_what_was_lost_is_logged_once_at_the_end(caplog: pytest.LogCapture
             pass
     await rt.aclose()
     told = [record.getMessage() for record in caplog.records if "telemetry lost" in record.getMessage()]
-    assert told == ["telemetry lost: backend0: 1 spans lost (failed); ValueError: no"]
+    assert told == ["telemetry lost: backend0: 1 spans lost (failed)"]
 
 
 async def test_a_runtime_that_was_not_entered_delivers_all_the_same() -> None:
