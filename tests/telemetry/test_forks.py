@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -87,8 +88,11 @@ def play(tmp_path: Path, program: str, *, variant: str = "") -> Told:
     path = tmp_path / "told"
     path.touch()
     code = PRELUDE + variant + textwrap.dedent(program)
+    # Without a tracer: coverage's has locks and threads of its own, and is no part of what is forked here.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     ended = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(path)],
+        env=variables,
         capture_output=True,
         text=True,
         timeout=50,
