@@ -18,6 +18,7 @@ from agentrt.clock import reader
 from agentrt.config.sections import TelemetrySection
 from agentrt.errors import ConfigError
 from agentrt.telemetry.call_metrics import CallMetrics
+from agentrt.telemetry.conventions import error_text
 from agentrt.telemetry.exporting import Delivered, Exporting
 from agentrt.telemetry.global_provider import GlobalProvider, existing_provider
 from agentrt.telemetry.meter import Instrument, Meter
@@ -332,10 +333,7 @@ _outcomes = logging.getLogger("agentrt.runs")
 
 
 def _described(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # a __str__ of the user's that fails
-        return type(error).__name__
+    return f"{type(error).__name__}: {error_text(error)}"
 
 
 def _run_attributes(ctx: Any) -> dict[str, Any]:
