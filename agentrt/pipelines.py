@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
-from agentrt.call import Call, Middleware, Next
+from agentrt.call import Call, Middleware, Next, Quick
 from agentrt.compose import Classify
 from agentrt.errors import ConfigError
 from agentrt.middleware.defaults import DEADLINES, STAGES, default_deadline, default_options
@@ -19,6 +19,7 @@ from agentrt.middleware.retry_budget import RetryBudget
 from agentrt.middleware.telemetry import Telemetry, Tracing
 from agentrt.order import ORDER, check_stage, stage_name
 from agentrt.pipeline import Pipeline
+from agentrt.telemetry.protocol import QuickCollect
 
 if TYPE_CHECKING:
     from agentrt.config import Config, StageOptions
@@ -281,7 +282,15 @@ def _to_run_and(backends: Callable[[Call[Any]], object] | None) -> Callable[[Cal
         if backends is not None:
             backends(call)
 
-    return collect
+    if not isinstance(backends, QuickCollect):
+        return collect
+    return QuickCollect(collect, Quick(f"{_TO_RUN}{backends.quick.lines}", backends.quick.names))
+
+
+_TO_RUN = """\
+if call.run is not None:
+    call.run.collect(call)
+"""
 
 
 def _key(value: Any) -> str:

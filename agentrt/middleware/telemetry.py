@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from agentrt.call import Call, Inline, Next, Quick, run_inline
 from agentrt.stream import Stream
+from agentrt.telemetry.protocol import QuickCollect
 
 __all__ = ["Telemetry", "Tracing"]
 
@@ -57,7 +58,10 @@ class Telemetry:
     def inline(self, call_next: Next[Any], inner: Sequence[Any], /) -> Inline:
         tracing = self.tracing
         enter = leave = None
-        lines, names = "record.ended = record.time()\n$collect(call)", {"collect": self.collect}
+        lines, names = "$collect(call)\n", {"collect": self.collect}
+        if isinstance(self.collect, QuickCollect):
+            lines, names = self.collect.quick.lines, self.collect.quick.names
+        lines = f"record.ended = record.time()\n{lines}"
         if tracing is not None:
             enter, leave = tracing.quick_enter, tracing.quick_leave
             lines, names = f"{leave.lines}{lines}", {**leave.names, **names}

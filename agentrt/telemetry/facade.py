@@ -24,7 +24,7 @@ from agentrt.telemetry.global_provider import GlobalProvider, existing_provider
 from agentrt.telemetry.meter import Instrument, Meter
 from agentrt.telemetry.no_span import NO_SPAN, ActiveSpan
 from agentrt.telemetry.processor import EndedRun, Measured, Processor
-from agentrt.telemetry.protocol import Collect, combine
+from agentrt.telemetry.protocol import Collect, QuickCollect, combine
 from agentrt.telemetry.redaction import Redactor
 from agentrt.telemetry.signals import Metric, Resource
 from agentrt.threads import WorkerThreads
@@ -175,7 +175,7 @@ class RuntimeTelemetry:
         own = combine(self._collectors)
         take = self._processor.offer if self._exporters else self._measures.note
         if own is None:
-            return take
+            return QuickCollect(take, self._processor.quick_offer) if self._exporters else take
 
         def collect(call: Call[Any]) -> None:
             own(call)

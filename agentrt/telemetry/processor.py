@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agentrt.call import Call
+from agentrt.call import Call, Quick
 from agentrt.errors import ConfigError
 from agentrt.telemetry.call_metrics import CallMetrics
 from agentrt.telemetry.caps import VALUE_BYTES, attribute_value, cap_attributes, cap_text
@@ -25,6 +25,7 @@ from agentrt.telemetry.conventions import DROPPED
 from agentrt.telemetry.exporting import Exporting
 from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Instrument, Meter
+from agentrt.telemetry.pending import Pending
 from agentrt.telemetry.redaction import Redactor
 from agentrt.telemetry.signals import Attributes, LogLine, Span, SpanEvent
 from agentrt.telemetry.telling import tell
@@ -91,7 +92,8 @@ class Processor:
         self._meter = meter
         self._calls = CallMetrics(meter)
         self._redactor = redactor
-        self._queue = limit
+        self._pending = Pending(limit, signal_of=_signal_of, start=self._start)
+        self.offer = self._pending.offer
         self._keep_failures = keep_failures
         self._value_bytes = value_bytes
         self._content = Content(redactor, value_bytes=value_bytes) if captures else None
@@ -109,7 +111,6 @@ class Processor:
         self._wants_spans = any("spans" in exporter.wants for exporter in exporters)
         self._is_started = False
         self._is_closing = False
-        self._is_closed = False
         self._clock: tuple[Any, int] = (None, 0)
         self._looked_at: Any = None
         self._spans_of_calls: CallSpans | None = None
@@ -117,16 +118,10 @@ class Processor:
 
     def _begin(self) -> None:
         """What threads share; made anew in a forked process, where the old threads are not."""
-        self._limit = 0 if self._is_closing else self._queue
-        self._pending: deque[Any] = deque()
-        self._in_hand: list[Any] = []
-        self._lost: Counter[tuple[str, str]] = Counter()
         self._told: set[str] = set()
-        self._counting = threading.RLock()  # a `__del__` may log in the middle of it
         self._starting = threading.Lock()
         self._draining = threading.Lock()
         self._wake = threading.Event()
-        self._is_idle = True
         self._thread: threading.Thread | None = None
 
     def take(self, kind: type, maker: Callable[[Any], Span | LogLine | None]) -> None:
@@ -143,16 +138,10 @@ class Processor:
 
     # --- on the call path -------------------------------------------------------------------------------
 
-    def offer(self, item: Any, /) -> None:
-        """Queue `item`; never waits. Once it is closed, `item` is counted as lost."""
-        pending = self._pending
-        if len(pending) >= self._limit:
-            self._lose(item, "shutdown" if self._is_closing else "queue full")
-            return
-        pending.append(item)
-        if self._is_idle:
-            self._is_idle = False
-            self._start()
+    @property
+    def quick_offer(self) -> Quick:
+        """The usual case of `offer(call)` as source."""
+        return self._pending.quick
 
     def add(self, item: Any, /) -> None:
         """Add `item` to the metrics at once. Without a backend that exports this is all there is to do, and a queue
@@ -187,7 +176,7 @@ class Processor:
                     except RuntimeError:
                         # Too many threads, or the interpreter is about to exit. The next offer tries again, and
                         # flush and close do without.
-                        self._is_idle = True
+                        self._pending.is_idle = True
                         return
                     self._thread = thread
         self._wake.set()
@@ -198,10 +187,7 @@ class Processor:
     def lost(self) -> dict[tuple[str, str], int]:
         """What no backend was offered, by signal ("calls", "runs", "spans", "metrics", "logs") and reason: "queue
         full", "failed" (no signal could be made of it) or "shutdown"."""
-        with self._counting:
-            if self._is_closed and self._pending:
-                self._give_up()  # it came while we closed
-            return dict(self._lost)
+        return self._pending.lost
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -217,11 +203,6 @@ class Processor:
         with self._meter.lock:
             self._meter.series(DROPPED, tags).sum += count
 
-    def _lose(self, item: Any, reason: str) -> None:
-        signal = _SIGNALS.get(type(item), "spans")
-        with self._counting:
-            self._lost[signal, reason] += 1
-
     def _count_lost(self) -> None:
         """What is lost in here as a metric."""
         lost = self.lost
@@ -232,10 +213,8 @@ class Processor:
                     self._meter.series(DROPPED, tags).sum = float(count)
 
     def _count_failures(self, made: _Made) -> None:
-        if made.failures:
-            with self._counting:
-                for signal, _, _ in made.failures:
-                    self._lost[signal, "failed"] += 1
+        for signal, _, _ in made.failures:
+            self._pending.note_failed(signal)
 
     def _tell(self, failures: list[_Failure]) -> None:
         """Say what failed, each problem once, and never with a lock held: a log's handler may come back to us."""
@@ -257,11 +236,9 @@ class Processor:
             if not self._is_closing:
                 time.sleep(ACCUMULATE)
             self._wake.clear()
-            while self._pending:
+            while self._pending.items:
                 self.drain()
-            self._is_idle = True
-            if self._pending:  # came before we said that we are idle
-                self._is_idle = False
+            if not self._pending.idle():
                 self._wake.set()
 
     def drain(self, seconds: float = 5.0) -> bool:
@@ -270,7 +247,7 @@ class Processor:
             return False
         failures: list[_Failure] = []
         try:
-            left = len(self._pending)  # what comes meanwhile is for the next time
+            left = len(self._pending.items)  # what comes meanwhile is for the next time
             while left > 0:
                 failures += self._drain_chunk()
                 left -= CHUNK
@@ -281,9 +258,7 @@ class Processor:
         return True
 
     def _drain_chunk(self) -> list[_Failure]:
-        pending = self._pending
-        with self._counting:
-            items = self._in_hand = [pending.popleft() for _ in range(min(CHUNK, len(pending)))]
+        items = self._pending.take(CHUNK)
         made = _Made()
         self._looked_at = None
         self._measure_all(items, made)
@@ -291,11 +266,9 @@ class Processor:
             self._make(item, made)
         spans = self._cleaned(self._clean_span, made.spans, made, done=made.clean)
         lines = self._cleaned(self._clean_line, made.lines, made)
-        with self._counting:
-            if self._in_hand is not items:
-                return []  # given up while something of the user's hung: counted already
-            self._in_hand = []
-            self._count_failures(made)
+        if not self._pending.taken(items):
+            return []
+        self._count_failures(made)
         for exporter in self.exporters:
             exporter.offer(spans, lines)
         return made.failures
@@ -430,32 +403,25 @@ class Processor:
         """Deliver what waits, all backends at once, and count what is not delivered in `seconds` as lost. Blocks."""
         until = time.monotonic() + seconds
         self._is_closing = True
-        self._limit = 0
+        self._pending.closing()
         self._wake.set()
         # At most half of the time, if something of the user's hangs in there: the backends need theirs.
         thread = self._thread
         if thread is not None:
             thread.join(seconds / 2)
         if (thread is not None and thread.is_alive()) or not self.drain(0.0):
-            self._give_up()
-        self._is_closed = True
+            self._pending.give_up()
+            self._count_lost()
+        self._pending.closed()
         for exporter in self.exporters:
             exporter.close(until)
         for exporter in self.exporters:
             if not exporter.ended(until - time.monotonic()):
                 exporter.abandon()
 
-    def _give_up(self) -> None:
-        """What waits, and what is in the hand of a thread that hangs, is lost."""
-        with self._counting:
-            left, self._in_hand = [*self._in_hand, *self._pending], []
-            self._pending.clear()
-            for item in left:
-                self._lose(item, "shutdown")
-        self._count_lost()
-
     def after_fork(self) -> None:
         """In the child: begin anew. What waits and what was counted is the parent's; what was closed stays closed."""
+        self._pending.after_fork()
         self._begin()
         self._meter.reset()
         self._redactor.after_fork()
@@ -487,7 +453,7 @@ class _Made:
         what = f"telemetry could not be made of a {kind.__name__}"
         if isinstance(error, ConfigError):
             what = f"record_metric: {error}"
-        self.failures.append((signal or _SIGNALS.get(kind, "spans"), what, error))
+        self.failures.append((signal or _signal_of(item), what, error))
 
 
 _SIGNALS: dict[type, str] = {
@@ -497,6 +463,10 @@ _SIGNALS: dict[type, str] = {
     LogLine: "logs",
     Span: "spans",
 }
+
+
+def _signal_of(item: Any) -> str:
+    return _SIGNALS.get(type(item), "spans")
 
 
 def _unsampled(parent: Any = None) -> Any:

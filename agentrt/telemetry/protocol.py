@@ -17,15 +17,27 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
-from agentrt.call import Call
+from msgspec import Struct
+
+from agentrt.call import Call, Quick
 from agentrt.telemetry.signals import Batch
 
-__all__ = ["CallCollector", "Collect", "TelemetryBackend", "combine"]
+__all__ = ["CallCollector", "Collect", "QuickCollect", "TelemetryBackend", "combine"]
 
 logger = logging.getLogger("agentrt.telemetry")
 
 Collect = Callable[[Call[Any]], object]
 """Takes each finished call, once; the argument of the telemetry stage."""
+
+
+class QuickCollect(Struct, frozen=True, eq=False):
+    """A `Collect` that also has its usual case as source, for the function that the composer writes."""
+
+    collect: Collect
+    quick: Quick
+
+    def __call__(self, call: Call[Any], /) -> None:
+        self.collect(call)
 
 
 class TelemetryBackend(Protocol):

@@ -129,7 +129,7 @@ class Spans:
                 outer = Context({**outer, KEY: ctx.live})
         elif not self._sampler(outer):
             return NO_SPAN
-        return UserSpan(outer, name, attributes, self._processor.offer)
+        return UserSpan.begin(outer, name, attributes, self._processor.offer)
 
 
 def _from_foreign(foreign: _Foreign) -> Any:

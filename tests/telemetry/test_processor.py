@@ -111,7 +111,7 @@ def test_no_wake_up_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
         made.offer(span())
         if number % 3 == 0:
             made.offer(span())
-        until(lambda: not made._pending, seconds=5.0)
+        until(lambda: not made._pending.items, seconds=5.0)
     close(made)
     assert len(backend.spans) == 400 + 134
 
@@ -119,7 +119,7 @@ def test_no_wake_up_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("switching")
 def test_every_drop_is_counted_whichever_thread_it_happens_in() -> None:
     made = processor(Kept(), queue=1)
-    made._is_idle = False  # nothing is taken out
+    made._pending.is_idle = False  # nothing is taken out
     made.offer(span())
 
     def work() -> None:
@@ -138,7 +138,7 @@ def test_every_drop_is_counted_whichever_thread_it_happens_in() -> None:
 def test_drops_are_a_metric() -> None:
     backend = Kept()
     made = processor(backend, queue=1)
-    made._is_idle = False
+    made._pending.is_idle = False
     for _ in range(5):
         made.offer(line())
     assert made.lost == {("logs", "queue full"): 4}
@@ -332,9 +332,9 @@ def test_a_log_handler_that_fails_does_not_end_the_thread(capsys: pytest.Capture
     try:
         made.offer(object())
         until(lambda: made.lost)
-        until(lambda: made._is_idle)
+        until(lambda: made._pending.is_idle)
         made.offer(span())
-        until(lambda: not made._pending)
+        until(lambda: not made._pending.items)
     finally:
         logger.removeHandler(handler)
     close(made)
@@ -414,7 +414,7 @@ def test_something_of_the_users_that_hangs_costs_half_of_the_time_and_is_counted
     made.offer(span("before"))
     made.drain()
     made.offer(Hangs())
-    until(lambda: made._in_hand)
+    until(lambda: made._pending._in_hand)
     made.offer(span("after"))
     started = time.monotonic()
     assert not made.flush(0.05)
