@@ -361,8 +361,8 @@ class Quick(Struct, frozen=True, eq=False):
     """Source lines that stand for a function of `Inline` in the usual case, without the cost of calling it.
 
     In `lines`, `$token` is the stage's token, `$name` anything in `names` or a variable of the stage's own. `call`, its
-    `record` and `now` are there to be used, and in `done`, up to the first stage that recovers, `end`; both are
-    read once, and nothing is awaited in between. What is not usual calls the function: `$stage.enter(call)`,
+    `record` and `now` are there to be used, and in `done` `end`, when the result was there; both are read once, and
+    nothing is awaited in between. What is not usual calls the function: `$stage.enter(call)`,
     `$stage.done($token, call)`. Values only: what a stream costs is elsewhere.
     """
 

@@ -226,12 +226,14 @@ def _function(shape: _Shape, names: dict[str, Any]) -> Next[Any]:
 def _source(shape: _Shape) -> str:
     body = [f"result = await {shape.terminal}"]
     quick = "\n".join(f"{parts.quick_enter}\n{parts.quick_done}" for parts in shape.parts)
-    if re.search(r"\bend\b", quick):
-        body.append("end = time()")
+    reads_end = ["end = time()"] if re.search(r"\bend\b", quick) else []
+    body += reads_end
     if shape.noted and not any(parts.failed for parts in shape.parts[:1]):
         body = ["try:", *_indent(body), "except Exception as error:", "    note(call, error)", "    raise"]
     for index, parts in enumerate(shape.parts):
-        body = _around(body, index, parts, noted=shape.noted and index == 0, stream=shape.stream)
+        body = _around(
+            body, index, parts, noted=shape.noted and index == 0, stream=shape.stream, reads_end=reads_end
+        )
     if shape.prologue is not None:
         body = [*shape.prologue[1].strip("\n").splitlines(), *body]
     elif any(parts.quick_enter or parts.quick_done for parts in shape.parts):
@@ -241,7 +243,9 @@ def _source(shape: _Shape) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _around(body: list[str], index: int, parts: _Parts, *, noted: bool, stream: bool) -> list[str]:
+def _around(
+    body: list[str], index: int, parts: _Parts, *, noted: bool, stream: bool, reads_end: list[str]
+) -> list[str]:
     """The lines of one stage around `body`."""
     token = f"token{index}" if parts.enter else "None"
     enter = [f"token{index} = stage{index}.enter(call)"] if parts.enter else []
@@ -262,7 +266,7 @@ def _around(body: list[str], index: int, parts: _Parts, *, noted: bool, stream: 
         ]
         return [*enter, "try:", *_indent(body), "except BaseException as error:", *_indent(failed), *done]
     if parts.recover:
-        recover = [f"result = await stage{index}.recover(call, error)"]
+        recover = [f"result = await stage{index}.recover(call, error)", *reads_end]
         lines = [*enter, "try:", *_indent(body), "except Exception as error:", *_indent(recover)]
         return [*lines, "else:", *_indent(done)] if done else lines
     return [*enter, *body, *done]

@@ -15,6 +15,7 @@ from agentrt.call import ENCLOSING, RUN, Call, Entry
 from agentrt.errors import ConfigError
 from agentrt.limits import Counters
 from agentrt.memories import Memories
+from agentrt.models.arguments import as_messages, as_targets
 from agentrt.models.collect import pieces
 from agentrt.models.protocol import (
     Finished,
@@ -266,13 +267,13 @@ class Context:
         settings: Settings | None = None,
     ) -> tuple[ModelRequest, tuple[str, ...]]:
         """The request and its targets."""
-        targets = self._services.default_targets(self._agent) if model is None else _targets(model)
+        targets = self._services.default_targets(self._agent) if model is None else as_targets(model)
         schema, name, parse = (None, "output", None)
         if output is not None:
             schema, name, parse = self._services.output_parser(output)
         request = ModelRequest(
             model="",
-            messages=_messages(messages),
+            messages=as_messages(messages),
             tools=self._specs(tools),
             output_schema=schema,
             output_name=name,
@@ -481,25 +482,3 @@ def current() -> Context:
         raise ConfigError("there is no run here: agentrt.current() works inside an agent or a tool that runs")
     assert isinstance(run, Context)
     return run
-
-
-def _targets(model: str | Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(model, Sequence):
-        raise ConfigError(f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {model!r}')
-    targets = (model,) if isinstance(model, str) else tuple(model)
-    for target in targets:
-        if not isinstance(target, str) or ":" not in target:
-            raise ConfigError(
-                f'a model is named "prefix:name", for example "openai:gpt-5-mini", not {target!r}'
-            )
-    if not targets:
-        raise ConfigError("the list of models is empty")
-    return targets
-
-
-def _messages(messages: str | Sequence[Message | dict[str, Any]]) -> list[Message]:
-    if isinstance(messages, str):
-        return [Message(role="user", content=messages)]
-    return [
-        message if isinstance(message, Message) else msgspec.convert(message, Message) for message in messages
-    ]

@@ -61,7 +61,7 @@ class Telemetry:
         lines, names = "$collect(call)\n", {"collect": self.collect}
         if isinstance(self.collect, QuickCollect):
             lines, names = self.collect.quick.lines, self.collect.quick.names
-        lines = f"record.ended = record.time()\n{lines}"
+        lines = f"record.ended = end\n{lines}"
         if tracing is not None:
             enter, leave = tracing.quick_enter, tracing.quick_leave
             lines, names = f"{leave.lines}{lines}", {**leave.names, **names}
