@@ -194,7 +194,7 @@ class SecretsManager:
             return await provider.get(ref)
 
         found = await self._invoke("secret", f"secret:{ref.provider}", read, idempotent=True)
-        value, lease = (found.value, found.lease) if isinstance(found, SecretValue) else (found, None)
+        value, lease = (found.value, found.ttl) if isinstance(found, SecretValue) else (found, None)
         keep = self._ttl if lease is None else min(self._ttl, lease * LEASE_PART)
         self._kept.pop(ref, None)
         if len(self._kept) >= MAX_KEPT:

@@ -150,21 +150,34 @@ def _malformed(text: str, why: str) -> ConfigError:
 class SecretValue(Struct, frozen=True):
     """A value with what the provider knows about it.
 
-    `version`: which one it is. `lease`: seconds for which it is valid, None if it does not end.
+    `version`: which one it is. `ttl`: seconds for which it is valid, None if it does not end. `lease`: the handle by
+    which the provider renews or revokes it, None if there is nothing to revoke. `renewable`: `renew` may make it
+    last longer.
     """
 
     value: str
     version: str | None = None
-    lease: float | None = None
+    lease: str | None = None
+    ttl: float | None = None
+    renewable: bool = False
 
     def __repr__(self) -> str:
-        return f"SecretValue(version={self.version!r}, lease={self.lease!r})"
+        return f"SecretValue(version={self.version!r}, ttl={self.ttl!r}, renewable={self.renewable!r})"
 
 
 class SecretsProvider(Protocol):
     """Reads secrets from one place. The constructor's keyword-only parameters are its options.
 
-    Optional: `async def open(self, host)` before the first `get`, `async def aclose(self)` at the end.
+    Optional: `async def open(self, host)` before the first `get`, `async def aclose(self)` at the end, and
+
+        async def get_many(self, refs: Sequence[SecretRef], /) -> Mapping[SecretRef, str | SecretValue]
+            several at once, where the service can; what is missing in the answer is not there
+        async def renew(self, value: SecretValue, /) -> SecretValue
+            a renewable one with a new `ttl`; raises if it cannot last any longer
+        async def revoke(self, value: SecretValue, /) -> None
+            end its lease now; called when the runtime closes
+        async def list(self, prefix: str = "", /) -> Sequence[str]
+            the names that begin with `prefix`, never a value
     """
 
     async def get(self, ref: SecretRef, /) -> str | SecretValue:

@@ -94,7 +94,7 @@ async def test_a_value_is_kept_for_its_time() -> None:
 
 
 async def test_a_leased_value_is_read_anew_after_two_thirds_of_its_lease() -> None:
-    provider = Provider({"a": SecretValue("x", lease=30.0)})
+    provider = Provider({"a": SecretValue("x", ttl=30.0)})
     secrets, _ = manager(provider)
     await secrets.get("a")
     await advance(19.5)
@@ -267,8 +267,8 @@ async def test_providers_come_from_the_configuration(monkeypatch: pytest.MonkeyP
     secrets = SecretsManager.from_config(config, Invocations())
     assert await value(secrets, "KEY") == "mine"
     assert await value(secrets, "secret://plain/MYAPP_KEY") == "mine"
-    with pytest.raises(PluginError, match=r"there is no plugin 'aws' in the group agentrt.secrets"):
-        await secrets.get("secret://aws/a")
+    with pytest.raises(PluginError, match=r"there is no plugin 'nowhere' in the group agentrt.secrets"):
+        await secrets.get("secret://nowhere/a")
 
 
 async def test_only_so_many_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

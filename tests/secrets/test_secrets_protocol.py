@@ -185,4 +185,4 @@ def test_a_secret_cannot_be_changed() -> None:
 
 
 def test_what_a_provider_returned_does_not_show_itself() -> None:
-    assert VALUE not in repr(SecretValue(VALUE, version="3", lease=60.0))
+    assert VALUE not in repr(SecretValue(VALUE, version="3", ttl=60.0))

@@ -1,0 +1,1 @@
+"""agentrt's secrets from Azure Key Vault."""

@@ -1,0 +1,1 @@
+"""agentrt's secrets from GCP Secret Manager."""

@@ -1,0 +1,1 @@
+"""agentrt's rate limits shared between processes by Redis or Valkey."""

@@ -1,0 +1,1 @@
+"""agentrt's secrets from HashiCorp Vault and OpenBao, with leases."""
