@@ -57,6 +57,8 @@ class Place:
         )
         self.env = {name: os.environ[name] for name in kept if name in os.environ}
         self.env["PATH"] = os.environ.get("PATH", os.defpath)
+        # Where interpreters are found that are not on PATH: the user has them, if nothing else.
+        self.env["PYENV_ROOT"] = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
         self.env["HOME"] = str(self.home)
 
     def run(

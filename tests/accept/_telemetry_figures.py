@@ -55,6 +55,8 @@ def register(acceptance: Acceptance) -> None:
     @line("recording stays within its limits: on the path, and in all threads, on 3.11 and 3.13")
     def limits(place: Place) -> str:
         seen = []
+        installed = place.run("./dev", "pythons").stdout.split()
+        expect("3.13" in installed, f"Python 3.13 is not installed, only {installed}")
         for figures in (measured(place), ours(place, python="3.13")):
             path, threads = figures["path_x"], figures["all_threads_x"]
             said = f"Python {figures['python']}: path_x {path} (at most 1.1), all_threads_x {threads} (at most 4)"
