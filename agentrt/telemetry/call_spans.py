@@ -45,7 +45,7 @@ class CallSpans:
         self._redactor = redactor
         self._clean = clean
         self._content = content
-        self._clean_texts: object = None
+        self._generation: object = None
         self._known: dict[tuple[str, str, str], Span] = {}
         self._run: tuple[str | None, Attributes] = (None, {})
 
@@ -64,9 +64,9 @@ class CallSpans:
 
     def _usual(self, call: Call[Any], live: LiveSpan, offset: int) -> Span:
         record = call.record
-        if self._redactor._clean is not self._clean_texts:  # another set of them for each secret
+        if self._redactor.generation is not self._generation:
             self._known, self._run = {}, (None, {})
-            self._clean_texts = self._redactor._clean
+            self._generation = self._redactor.generation
         known = self._known.get((call.kind, call.operation, record.target)) or self._describe(call)
         attributes = known.attributes.copy()
         if call.run is not None:

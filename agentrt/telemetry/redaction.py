@@ -39,6 +39,8 @@ class Redactor:
         self._keys = tuple(_words_of_key(key) for key in _list("keys", keys))
         self._shapes = Shapes(keys)
         self._values = SecretValues()
+        self.generation = object()
+        """Another one after each value that was registered: what was found clean before may not be."""
         # Replaced, never emptied: what a thread still adds to the old ones is about the old values.
         self._clean: set[str] = set()
         self._rules: dict[str, tuple[str, bool]] = {}
@@ -57,6 +59,7 @@ class Redactor:
         if self._values.add(value):
             self._clean = set()
             self._rules = {}
+            self.generation = object()
 
     def after_fork(self) -> None:
         """In a forked child: as if no other thread had been at it."""

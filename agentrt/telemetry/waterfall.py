@@ -181,7 +181,9 @@ def _label_colour(item: Node | Moment | _Rest) -> Colour | None:
         return "yellow" if item.kind != "event" else "dim"
     if item.failed:
         return "red"
-    return {"run": "bold", "missing": "dim"}.get(item.kind)  # type: ignore[return-value]
+    if item.kind == "run":
+        return "bold"
+    return "dim" if item.kind == "missing" else None
 
 
 def _seconds(item: Node | Moment | _Rest, look: Look) -> str:

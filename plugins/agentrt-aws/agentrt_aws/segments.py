@@ -65,12 +65,12 @@ def document(span: Span, resource: Resource, annotations: Collection[str]) -> by
 
 def _value(span: Span, resource: Resource, annotations: Collection[str]) -> dict[str, Any]:
     is_segment = span.parent_id is None or span.kind in ("server", "consumer")
-    indexed = {"span_name": span.name} if is_segment else {}
+    indexed: dict[str, str | bool | int | float] = {"span_name": span.name} if is_segment else {}
     metadata: dict[str, Any] = {}
     for name, attribute in span.attributes.items():
         if name in annotations and isinstance(attribute, str | bool | int | float):
             text = attribute[:ANNOTATION_LENGTH] if isinstance(attribute, str) else attribute
-            indexed[re.sub("[^A-Za-z0-9_]", "_", name)] = text  # type: ignore[assignment]
+            indexed[re.sub("[^A-Za-z0-9_]", "_", name)] = text
         else:
             metadata[name] = attribute
     # The exceptions of a failure are its cause; those that were only noted are events like any other.
