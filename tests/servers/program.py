@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -127,9 +128,11 @@ class Program:
     name: ClassVar[str]
     ports_needed: ClassVar[int] = 1
     start_limit: ClassVar[float] = 30.0  # seconds until it must answer
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
     def __init__(self) -> None:
         self.ports: list[int] = []
+        self.user: tuple[int, int] | None = None  # user and group id, if it may not be ours
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = Path()
         self._stack = contextlib.ExitStack()
@@ -171,11 +174,11 @@ class Program:
         self._stack.close()
 
     def stop(self) -> None:
-        """Ends it: SIGTERM, after 5 s SIGKILL. Returns when it is gone."""
+        """Ends it: `stop_signal`, after 5 s SIGKILL. Returns when it is gone."""
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
+        process.send_signal(self.stop_signal)
         try:
             process.wait(5.0)
         except subprocess.TimeoutExpired:
@@ -208,6 +211,7 @@ class Program:
         kept = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT")
         variables = {name: os.environ[name] for name in kept if name in os.environ}
         variables.update(PYTHONUNBUFFERED="1", **self.environment(work))
+        user, group = self.user or (None, None)
         with open(self._folder / "output", "wb") as output:
             self._process = subprocess.Popen(
                 [str(word) for word in self.argv(work)],
@@ -216,6 +220,9 @@ class Program:
                 stderr=subprocess.STDOUT,
                 cwd=work,
                 env=variables,
+                user=user,
+                group=group,
+                extra_groups=None if user is None else [],
             )
 
     def _await_answer(self) -> bool:
