@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from agentrt import options
@@ -19,9 +18,9 @@ from agentrt.call import ENCLOSING, RUN
 from agentrt.config import Config
 from agentrt.errors import ConfigError
 from agentrt.plugins import Host, close_plugin, open_plugin
+from agentrt.secrets.json_key import inside
 from agentrt.secrets.protocol import (
     Secret,
-    SecretInvalid,
     SecretRef,
     SecretsProvider,
     SecretUnavailable,
@@ -120,7 +119,7 @@ class SecretsManager:
         else:
             value = await self._shared(whole)
         if ref.key:
-            value = _inside(value, ref)
+            value = inside(value, ref)
             if self._on_value is not None:
                 self._on_value(value)
         return Secret(value, name=str(ref))
@@ -234,17 +233,3 @@ def _from_mapping(providers: Mapping[str, SecretsProvider]) -> Callable[[str], S
             raise ConfigError(f"there is no secrets provider {name!r}; there are: {known}") from None
 
     return find
-
-
-def _inside(value: str, ref: SecretRef) -> str:
-    """The value at `ref.key` inside a secret that is JSON: text as it is, anything else as JSON."""
-    try:
-        found: Any = msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        # Not chained: the decoder's words may quote the value.
-        raise SecretInvalid(f"{ref} wants a key, but the secret is not JSON") from None
-    for depth, name in enumerate(ref.key, start=1):
-        if not isinstance(found, dict) or name not in found:
-            raise SecretInvalid(f"{ref}: the secret has no key {'.'.join(ref.key[:depth])!r}")
-        found = found[name]
-    return found if isinstance(found, str) else msgspec.json.encode(found).decode()

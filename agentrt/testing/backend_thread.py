@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import queue
 import threading
@@ -14,16 +13,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from agentrt.clock import Clock
-from agentrt.errors import ConfigError
 from agentrt.telemetry.protocol import TelemetryBackend
 from agentrt.telemetry.signals import Batch
+from agentrt.testing.plain_host import PlainHost
 
 __all__ = ["SLACK", "BackendThread", "eventually", "leaves_nothing"]
-
-T = TypeVar("T")
 
 SLACK = 2.0
 """Seconds after which whoever should have ended has not: for a slow machine."""
@@ -41,7 +37,7 @@ class BackendThread:
     ) -> None:
         self.backend = backend
         self.timeout = timeout
-        self._host = _Host(secrets or {})
+        self._host = PlainHost(secrets)
         self._jobs: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...], Future[None]] | None]
         self._jobs = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="backend under test", daemon=True)
@@ -117,32 +113,6 @@ class BackendThread:
             outcome = function(*arguments)
             if isinstance(outcome, Awaitable):
                 await outcome
-
-
-class _Host:
-    """What `open` gets, as far as it goes without a runtime."""
-
-    log = logging.getLogger("agentrt.plugins")
-
-    def __init__(self, secrets: Mapping[str, str]) -> None:
-        self._secrets = secrets
-
-    @property
-    def clock(self) -> Clock:
-        return asyncio.get_running_loop()
-
-    async def secret(self, reference: str, /) -> str:
-        if reference not in self._secrets:
-            raise ConfigError(
-                f"the tests have no value for {reference!r}: put it into `secrets` of their class"
-            )
-        return self._secrets[reference]
-
-    async def call(
-        self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
-    ) -> T:
-        del kind, target, idempotent
-        return await fn()
 
 
 def leaves_nothing(life: Callable[[], None]) -> None:
