@@ -43,17 +43,21 @@ class AwsClient:
         self._stack: AsyncExitStack | None = None
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._making = asyncio.Lock()
 
     async def call(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to an operation ("put_log_events"). Raises TransientError, ThrottledError or PermanentError."""
         from agentrt_aws.failures import failure
 
         try:
-            if self._client is None or self._loop is not asyncio.get_running_loop():
-                await self._make()
-            answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
+            return await self.ask(operation, parameters)
         except Exception as error:
-            raise failure(error, self.place.table, self._permission(operation)) from error
+            raise failure(error, self.place.table, self.permission(operation)) from error
+
+    async def ask(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """As `call`, but it raises what boto raises."""
+        client = await self._ready()
+        answer: dict[str, Any] = await getattr(client, operation)(**parameters)
         return answer
 
     async def signer(self) -> Signer:
@@ -72,6 +76,17 @@ class AwsClient:
         stack, self._stack, self._client = self._stack, None, None
         if stack is not None and self._loop is asyncio.get_running_loop():
             await stack.aclose()
+
+    async def _ready(self) -> Any:
+        """The client of the running loop; the first callers wait for the same one."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._stack, self._client, self._loop, self._making = None, None, loop, asyncio.Lock()
+        if self._client is None:
+            async with self._making:
+                if self._client is None:
+                    await self._make()
+        return self._client
 
     async def _make(self) -> None:
         from aiobotocore.config import AioConfig
@@ -93,7 +108,7 @@ class AwsClient:
                 config=config,
             )
         )
-        self._stack, self._loop = stack, asyncio.get_running_loop()
+        self._stack = stack
 
     def _session(self) -> Any:
         import aioboto3
@@ -109,5 +124,6 @@ class AwsClient:
             raise NoRegionError
         return str(region)
 
-    def _permission(self, operation: str) -> str:
+    def permission(self, operation: str) -> str:
+        """Of an operation, as a policy names it: "logs:PutLogEvents"."""
         return f"{self.service}:{''.join(word.capitalize() for word in operation.split('_'))}"
