@@ -25,6 +25,7 @@ COMMANDS = {
     "check": "Find out what is wrong before running anything.",
     "trace": "Show a stored run: where its time went, what failed.",
     "plugins": "List plugins, with version and state.",
+    "secrets": "Look at secrets without showing them; find them in files.",
     "models": "List and fetch the models that run here.",
     "completion": "Print the completion script of a shell.",
 }
