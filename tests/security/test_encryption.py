@@ -22,7 +22,6 @@ from agentrt.errors import ConfigError
 from agentrt.security import encryption as module
 from agentrt.security.encryption import DecryptionFailed, Encryption
 from agentrt.security.keys import KeyRing, new_key
-
 from tests.security.token_format import make
 
 VECTORS: dict[str, Any] = json.loads(Path(__file__).with_name("encryption_vectors.json").read_text())
