@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from servers.http_server import Answer, HttpServer
+from servers.http_server import Answer, HttpServer, Request
+from servers.program import fetch
 
-__all__ = ["aws_error", "lead", "without_credentials"]
+__all__ = ["Front", "aws_error", "lead", "without_credentials"]
 
 REGION = "eu-central-1"
 
@@ -37,3 +38,21 @@ def aws_error(code: str, message: str = "because", status: int = 400, **headers:
     """An error in AWS's JSON protocol."""
     body = json.dumps({"__type": code, "message": message}).encode()
     return Answer(status, body, {"Content-Type": "application/x-amz-json-1.1", **headers})
+
+
+class Front(HttpServer):
+    """Stands in front of moto: passes on what comes, keeps it, and answers itself what moto cannot (`answer`)."""
+
+    def __init__(self, onward: str) -> None:
+        super().__init__()
+        self.onward = onward
+
+    def respond(self, request: Request) -> Answer:
+        kept = ("content-type", "authorization", "x-amz-target", "x-amz-date")
+        headers = {name: value for name, value in request.headers.items() if name in kept}
+        reply = fetch(self.onward + request.path, method=request.method, body=request.body, headers=headers)
+        return Answer(reply.status, reply.body, {"Content-Type": "application/x-amz-json-1.1"})
+
+    def operations(self) -> list[str]:
+        """What was asked so far: "GetSecretValue"."""
+        return [request.headers.get("x-amz-target", "").rpartition(".")[2] for request in self.requests]

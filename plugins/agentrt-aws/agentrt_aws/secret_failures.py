@@ -22,7 +22,7 @@ from agentrt.secrets import (
 )
 from agentrt_aws.failures import CONNECTION, DENIED, NO_CREDENTIALS, THROTTLED, UNKNOWN_KEY
 
-__all__ = ["answered", "no_answer", "secret_failure"]
+__all__ = ["answered", "cause", "no_answer", "secret_failure"]
 
 SAID = 300
 """Characters of the service's own words that a message keeps."""
@@ -67,12 +67,18 @@ def secret_failure(error: Exception, what: str, permission: str) -> AgentrtError
         return SecretUnavailable(
             f"{what}: AWS Secrets Manager cannot be reached ({said}): check the network, `region` and `endpoint`"
         )
-    if isinstance(error, ResponseParserError):
-        # Not its words: they quote what could not be read, which may be half of an answer.
+    if cause(error) is None:
         return SecretUnavailable(
-            f"{what}: what came in answer is not AWS's: check `endpoint` and what stands between"
+            f"{what}: what came in answer is not AWS's ({type(error).__name__}): check `endpoint` and what stands "
+            "between"
         )
     return SecretUnavailable(f"{what}: {type(error).__name__}: {said}")
+
+
+def cause(error: Exception) -> Exception | None:
+    """`error`, or None if its words may quote an answer: that of a parser, and what boto does not raise itself."""
+    told = (exceptions.ClientError, exceptions.BotoCoreError, OSError)
+    return error if isinstance(error, told) and not isinstance(error, ResponseParserError) else None
 
 
 def answered(

@@ -140,13 +140,13 @@ class AwsSecrets:
             request["NextToken"] = answer["NextToken"]
 
     async def _ask(self, operation: str, parameters: Mapping[str, Any], what: str) -> dict[str, Any]:
-        from agentrt_aws.secret_failures import secret_failure
+        from agentrt_aws.secret_failures import cause, secret_failure
 
         try:
             with _unlogged():
                 return await self._client.ask(operation, parameters)
         except Exception as error:
-            raise secret_failure(error, what, self._client.permission(operation)) from error
+            raise secret_failure(error, what, self._client.permission(operation)) from cause(error)
 
     def _id(self, name: str) -> str:
         return name if name.startswith("arn:") else self.prefix + name
