@@ -74,7 +74,7 @@ class Attempt(Struct, frozen=True, eq=False):
 
 
 class Wait(Struct, frozen=True, eq=False):
-    """Time spent waiting by `stage` ("retry", "throttle", "pace", "bulkhead"), in seconds."""
+    """Time spent waiting by `stage` ("retry", "throttle", "pace", "rate_limit", "bulkhead"), in seconds."""
 
     stage: str
     target: str

@@ -130,6 +130,7 @@ _KNOWN_BAD = (
     ("circuit_breaker", "bulkhead", "a queued attempt then met the breaker long before it starts"),
     ("circuit_breaker", "pace", "the wait for a turn then counts as the target's latency"),
     ("circuit_breaker", "throttle", "the wait at the gate then counts as the target's latency"),
+    ("circuit_breaker", "rate_limit", "the wait for a turn then counts as the target's latency"),
     ("fallback", "telemetry", "the record then ends before the next target is tried"),
 )
 

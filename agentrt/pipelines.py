@@ -1,7 +1,7 @@
 """The pipelines of a runtime: composed once per (agent, kind, tool), from defaults, code and configuration.
 
-Circuit breakers, gates, permits and retry budgets belong to the runtime: pipelines with the same options share the
-stage, and each stage keeps its state per target.
+Circuit breakers, gates, permits, retry budgets and the rate limiter belong to the runtime: pipelines with the same
+options share the stage, and each stage keeps its state per target.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from agentrt.call import Call, Middleware, Next, Quick
 from agentrt.compose import Classify
 from agentrt.errors import ConfigError
 from agentrt.middleware.defaults import DEADLINES, STAGES, default_deadline, default_options
+from agentrt.middleware.rate_limit import RateLimit
 from agentrt.middleware.retry_budget import RetryBudget
 from agentrt.middleware.telemetry import Telemetry, Tracing
 from agentrt.order import ORDER, check_stage, stage_name
 from agentrt.pipeline import Pipeline
+from agentrt.security.rate_limits import RateLimiter
 from agentrt.telemetry.protocol import QuickCollect
 
 if TYPE_CHECKING:
@@ -76,12 +78,14 @@ class Pipelines:
         gate: Callable[[Call[Any]], str],
         collect: Callable[[Call[Any]], object] | None,
         tracing: Tracing | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self._config = config
         self._model_terminal = model_terminal
         self._gate = gate
         self._collect = collect
         self._tracing = tracing
+        self._limiter = RateLimiter() if limiter is None else limiter
         self._placements: list[Placement] = []
         self._built: dict[tuple[Any, ...], tuple[Pipeline, tuple[Any, ...]]] = {}
         self._shared: dict[tuple[Any, ...], Middleware] = {}
@@ -144,7 +148,10 @@ class Pipelines:
             sources=sources,
         )
         for placement in self._placed(agent, agent_name, kind, tool):
-            pipeline = pipeline.place(placement.stage, outside=placement.outside, inside=placement.inside)
+            stage = placement.stage
+            if isinstance(stage, RateLimit):
+                stage = stage.bound(self._limiter)
+            pipeline = pipeline.place(stage, outside=placement.outside, inside=placement.inside)
         return pipeline
 
     def without_effect(self, agent: Any, agent_name: str, tools: Collection[str]) -> list[str]:
@@ -196,6 +203,8 @@ class Pipelines:
         """A stage with these options; the same one for all pipelines that want the same."""
         if name == "throttle":
             defaults = {"key": self._gate, **defaults}
+        if name == "rate_limit":
+            defaults = {"limiter": self._limiter, **defaults}
         if name == "retry":
             defaults = {"budget": self._budget, **defaults}
         options = {**defaults, **configured.options}

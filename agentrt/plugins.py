@@ -56,7 +56,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "agentrt.adapters": {},
     "agentrt.engines": {},
     "agentrt.state": {},
-    "agentrt.rate_limits": {},
+    "agentrt.rate_limits": {"memory": "agentrt.security.memory_limits:MemoryLimits"},
     "agentrt.audit": {},
 }
 """agentrt's own entry points, as pyproject.toml has them (a test compares)."""

@@ -36,6 +36,7 @@ from agentrt.models.protocol import ModelClient, ModelResponse, Part
 from agentrt.pipelines import Pipelines, Placement
 from agentrt.plugins import close_plugin, open_plugin
 from agentrt.run_stream import RunStream
+from agentrt.security.rate_limits import RateLimiter
 from agentrt.session import Session
 from agentrt.telemetry.backends import chosen
 from agentrt.telemetry.facade import RuntimeTelemetry
@@ -99,12 +100,14 @@ class Runtime:
             own_process=own_process,
         )
         """Logs, metrics and spans of your own, and the backends that everything goes to."""
+        self.rate_limits = RateLimiter.from_config(self.config, self._plugin_host)
         self._pipelines = Pipelines(
             self.config,
             model_terminal=self._clients.terminal,
             gate=self._clients.gate,
             collect=self.telemetry.collect,
             tracing=self.telemetry.tracing,
+            limiter=self.rate_limits,
         )
         for name in self.config.use:
             try:
@@ -248,7 +251,7 @@ class Runtime:
             (f"the agent {self._hosted[key][1].name}", stay.leave)
             for key, stay in reversed(self._stays.items())
         ]
-        closing.append(("the model clients", self._clients.aclose))
+        closing += [("the model clients", self._clients.aclose), ("the rate limits", self.rate_limits.aclose)]
         if self._memory is not None and not self._memory_is_given:
             closing.append(("the memory", functools.partial(close_plugin, self._memory)))
         if self._secrets is not None:

@@ -22,6 +22,7 @@ from agentrt.config.sections import (
     STAGES,
     AgentSection,
     LogSection,
+    RateLimitsSection,
     RunSection,
     TelemetrySection,
 )
@@ -40,12 +41,13 @@ __all__ = ["Config", "PluginTable", "Setting", "StageOptions"]
 
 S = TypeVar("S")
 
-SECTIONS = ("run", "agent", "models", "pipeline", "secrets", "telemetry", "memory", "log")
+SECTIONS = ("run", "agent", "models", "pipeline", "secrets", "telemetry", "memory", "rate_limits", "log")
 
 _OWN: Mapping[str, type[Struct]] = {
     "run": RunSection,
     "agent": AgentSection,
     "log": LogSection,
+    "rate_limits": RateLimitsSection,
     "telemetry": TelemetrySection,
 }
 
@@ -160,6 +162,8 @@ class Config:
         backends = list(self._backend_tables())
         self._check_backends(backends)
         self.telemetry: TelemetrySection = self._section("telemetry", TelemetrySection, leave=backends)
+        stores = [name for name, value in self._table("rate_limits").items() if isinstance(value, dict)]
+        self._rate_limits: RateLimitsSection = self._section("rate_limits", RateLimitsSection, leave=stores)
         self._table("run", "limits")
         self._table("memory")
         self._check_plugins()
@@ -240,6 +244,11 @@ class Config:
         if name == self.secrets_provider and (own or name not in self._table("secrets", "providers")):
             return PluginTable("agentrt.secrets", name, name, own, self._tree.where("secrets"))
         return self._plugin("agentrt.secrets", name, "secrets", "providers", name)
+
+    def rate_limits(self) -> PluginTable:
+        """What counts rate limits: the plugin [rate_limits] backend, with the options of [rate_limits.BACKEND]."""
+        backend = self._rate_limits.backend
+        return self._plugin("agentrt.rate_limits", backend, "rate_limits", backend)
 
     def options_for(self, stage_class: type[S], kind: str) -> StageOptions[S]:
         """What is configured for a stage class in the pipeline of `kind`: [pipeline.STAGE], and over it, whatever its

@@ -17,6 +17,7 @@ __all__ = [
     "AgentSection",
     "LogOutput",
     "LogSection",
+    "RateLimitsSection",
     "RunSection",
     "TelemetrySection",
 ]
@@ -27,6 +28,7 @@ STAGES = (
     "bulkhead",
     "pace",
     "throttle",
+    "rate_limit",
     "retry",
     "fallback",
     "telemetry",
@@ -135,6 +137,18 @@ class LogSection(Struct, frozen=True, kw_only=True):
     def sinks(self) -> list[LogOutput]:
         """`outputs` as tables."""
         return [output for output in self.outputs if isinstance(output, LogOutput)]
+
+
+class RateLimitsSection(Struct, frozen=True, kw_only=True):
+    """[rate_limits]; each table [rate_limits.NAME] has the options of a backend.
+
+    `backend` ("memory"): who counts, a plugin of the group agentrt.rate_limits.
+    """
+
+    backend: str = "memory"
+
+    def __post_init__(self) -> None:
+        options.text("backend", self.backend)
 
 
 class TelemetrySection(Struct, frozen=True, kw_only=True):

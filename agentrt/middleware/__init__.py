@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agentrt.middleware.circuit_breaker import exponential_break as exponential_break
     from agentrt.middleware.fallback import Fallback as Fallback
     from agentrt.middleware.pace import Pace as Pace
+    from agentrt.middleware.rate_limit import RateLimit as RateLimit
     from agentrt.middleware.retry import Retry as Retry
     from agentrt.middleware.retry_budget import RetryBudget as RetryBudget
     from agentrt.middleware.telemetry import Telemetry as Telemetry
@@ -25,6 +26,7 @@ _HOME = {
     "CircuitBreaker": "circuit_breaker",
     "Fallback": "fallback",
     "Pace": "pace",
+    "RateLimit": "rate_limit",
     "Retry": "retry",
     "RetryBudget": "retry_budget",
     "Telemetry": "telemetry",
@@ -38,6 +40,7 @@ __all__ = [
     "CircuitBreaker",
     "Fallback",
     "Pace",
+    "RateLimit",
     "Retry",
     "RetryBudget",
     "Telemetry",

@@ -9,6 +9,7 @@ from agentrt.middleware.bulkhead import Bulkhead
 from agentrt.middleware.circuit_breaker import CircuitBreaker
 from agentrt.middleware.fallback import Fallback
 from agentrt.middleware.pace import Pace
+from agentrt.middleware.rate_limit import RateLimit
 from agentrt.middleware.retry import Retry
 from agentrt.middleware.telemetry import Telemetry
 from agentrt.middleware.throttle import Throttle
@@ -18,7 +19,7 @@ __all__ = ["DEADLINES", "STAGES", "default_deadline", "default_options", "defaul
 
 STAGES: dict[str, type[Any]] = {
     stage.name: stage
-    for stage in (Timeout, CircuitBreaker, Bulkhead, Pace, Throttle, Retry, Fallback, Telemetry)
+    for stage in (Timeout, CircuitBreaker, Bulkhead, Pace, Throttle, RateLimit, Retry, Fallback, Telemetry)
 }
 """The built-in stages by name, from the call outward."""
 
