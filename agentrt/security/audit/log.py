@@ -1,0 +1,483 @@
+"""The audit log: what was done, by whom, and how it ended, so that changing it afterwards shows."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from agentrt import options
+from agentrt.errors import ConfigError, Refused
+from agentrt.security.audit.acting import behind
+from agentrt.security.audit.checkpoints import SigningKey, key_id
+from agentrt.security.audit.errors import AuditUnavailable
+from agentrt.security.audit.log_file import LogFile
+from agentrt.security.audit.record import Decision, Outcome, Record, as_json, now
+from agentrt.security.audit.segments import expanded
+from agentrt.security.audit.sinks import Sinks
+from agentrt.security.audit.tickets import Keys, Policy, Statistics, Ticket
+from agentrt.security.audit.writer import Writer
+from agentrt.telemetry.caps import json_within
+from agentrt.telemetry.redaction import Redactor
+
+__all__ = ["ARGUMENTS", "AuditLog", "Operation"]
+
+ARGUMENTS = ("hash", "redacted", "none")
+NOTHING: Any = object()
+"""No arguments, which is not the same as None."""
+
+CLOSE_SECONDS = 5.0
+MESSAGE = 500
+"""Characters of an error's message that are kept."""
+REDACTED = 4096
+"""Bytes of redacted arguments that are kept."""
+MIN_KEY = 16
+"""Bytes: a shorter key can be guessed."""
+
+_OPENING: ContextVar[bool] = ContextVar("agentrt_audit_opening", default=False)
+"""What opens the log reads its keys, and must not wait for the log to record that."""
+
+
+class Operation:
+    """An operation that has begun: say how it `ended`, once."""
+
+    __slots__ = ("_log", "_started", "_ticket")
+
+    def __init__(self, log: AuditLog, ticket: Ticket, started: float) -> None:
+        self._log = log
+        self._ticket = ticket
+        self._started = started
+
+    def ended(
+        self,
+        error: BaseException | None = None,
+        *,
+        resource: str | None = None,
+        duration: float | None = None,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record the outcome: of `error` (None: it succeeded). `resource`: what it was done to in the end, if not what
+        was meant at first. `duration` (s): default, since it began."""
+        outcome, decision = judged(error)
+        intent = self._ticket.record
+        record = Record(
+            time=now(),
+            phase="outcome",
+            action=intent.action,
+            resource=intent.resource if resource is None else resource,
+            actor=intent.actor,
+            on_behalf_of=intent.on_behalf_of,
+            session=intent.session,
+            trace=intent.trace,
+            run=intent.run,
+            parent=intent.parent,
+            decision=decision,
+            outcome=outcome,
+            error=None if error is None else type(error).__name__,
+            message=self._log.message(error),
+            duration=round(time.monotonic() - self._started if duration is None else duration, 6),
+            details=None if details is None else dict(details),
+        )
+        self._log.put(Ticket(record, intent=self._ticket))
+
+
+class AuditLog:
+    """Writes an audit log; any thread and task may use it.
+
+    `path`: the file; `{pid}` in it is the process's id, for hosts that fork. `strict` (False): an operation waits until
+    its intent is on the disk, and is refused if it cannot be. `on_failure`: while the log cannot be written,
+    operations are refused ("refuse", the default if `strict`) or go on ("warn", else the default). `key` (bytes, or a
+    `secret://` reference or file that has them): for the HMAC of arguments; without it a random one is made, and hashes
+    can only be compared within one process. `signing_key` (PEM, reference or file): of checkpoints; without it there
+    are none. `checkpoint_every` (1000 records), `checkpoint_seconds` (60). `rotation` (64 MB, bytes; None: never).
+    `arguments` ("hash", "redacted" or "none"). `queue` (10,000): records that may wait. `sinks`: plugins by name.
+    `redactor`: takes secrets out of everything that is written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        strict: bool = False,
+        on_failure: Literal["refuse", "warn"] | None = None,
+        key: bytes | str | None = None,
+        signing_key: bytes | str | None = None,
+        checkpoint_every: int = 1000,
+        checkpoint_seconds: float = 60.0,
+        rotation: int | None = 64_000_000,
+        arguments: str = "hash",
+        queue: int = 10_000,
+        sinks: Sequence[tuple[str, Any]] = (),
+        redactor: Redactor | None = None,
+    ) -> None:
+        if not os.fspath(path).strip():
+            raise ConfigError("the path of an audit log must be the name of a file")
+        if strict and on_failure == "warn":
+            raise ConfigError(
+                'strict and on_failure = "warn" contradict each other: strict refuses what it cannot record'
+            )
+        self.policy = Policy(
+            strict=strict,
+            on_failure=_policy(on_failure, strict=strict),
+            arguments=options.choice("arguments", arguments, ARGUMENTS),
+            checkpoint_every=options.count("checkpoint_every", checkpoint_every),
+            checkpoint_seconds=options.seconds("checkpoint_seconds", checkpoint_seconds),
+            queue=options.count("queue", queue),
+        )
+        self.rotation = None if rotation is None else options.count("rotation", rotation, minimum=1000)
+        self._path = os.fspath(path)
+        self._key, self._signing_key = key, signing_key
+        self._redactor = Redactor() if redactor is None else redactor
+        self._sinks = Sinks(sinks)
+        self._writer = Writer(
+            lambda: LogFile(expanded(self._path), rotation=self.rotation),
+            self.policy,
+            version=_version(),
+            redact=self._redactor.text,
+            kept=self._sinks.checkpoint,
+            written=self._sinks.records if self._sinks.want_records else None,
+        )
+        self._keys: Keys | None = None
+        self._opening: asyncio.Lock | None = None
+        self._reopening = threading.Lock()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<AuditLog {self.path}>"
+
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        return self._writer.file.path
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was written, lost and refused in this process."""
+        return self._writer.statistics
+
+    @property
+    def failure(self) -> str | None:
+        """Why the log cannot be written at present."""
+        return self._writer.failure
+
+    # --- opening and closing -------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether records go to the file; before, they are kept, as many as `queue` says."""
+        return self._writer.is_running
+
+    async def open(self, secret: Callable[[str], Awaitable[str]] | None = None) -> None:
+        """Read the keys, lock the file and begin to write; of several calls one does it.
+
+        `secret(reference)`: resolves `secret://` references. Raises ConfigError for a key that is none,
+        AuditUnavailable if another process writes the log or, unless failures are only warned of, if it cannot be
+        written.
+        """
+        if _OPENING.get() or self.is_open or self._closed:
+            return
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self.is_open or self._closed:
+                return
+            token = _OPENING.set(True)
+            try:
+                keys = await self._resolve(secret)
+            finally:
+                _OPENING.reset(token)
+            self._sinks.open()
+            try:
+                await asyncio.to_thread(self._writer.start, keys)
+            except BaseException:
+                await self._sinks.aclose(0.0)
+                raise
+            self._keys = keys
+            _OPEN.add(self)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Write everything, a last checkpoint, and have the sinks take it, within `seconds`. Raises AuditUnavailable if
+        records were lost."""
+        self._closed = True
+        _OPEN.discard(self)
+        try:
+            await asyncio.to_thread(self._writer.close, 0.7 * seconds)
+        finally:
+            await self._sinks.aclose(0.3 * seconds)
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Write everything and a last checkpoint, without the sinks: for the end of a process."""
+        self._closed = True
+        _OPEN.discard(self)
+        self._writer.close(seconds)
+
+    async def _resolve(self, secret: Callable[[str], Awaitable[str]] | None) -> Keys:
+        key = await _key_bytes("key", self._key, secret)
+        signing = await _key_bytes("signing_key", self._signing_key, secret)
+        if key is None:
+            key = os.urandom(32)
+        elif len(key) < MIN_KEY:
+            raise ConfigError(
+                f"[audit] key has {len(key)} bytes, but must have at least {MIN_KEY}: openssl rand -hex 32"
+            )
+        signer = None if signing is None else SigningKey(signing, name="[audit] signing_key")
+        return Keys(key, key_id(key), signer)
+
+    # --- recording -----------------------------------------------------------------------------------------
+
+    def intent(
+        self,
+        action: str,
+        resource: str,
+        *,
+        actor: str | None = None,
+        session: str | None = None,
+        run: str | None = None,
+        parent: str | None = None,
+        trace: str | None = None,
+        arguments: Any = NOTHING,
+        details: Mapping[str, str] | None = None,
+    ) -> Operation:
+        """Record that an operation begins. Raises AuditUnavailable if the log cannot take it and refuses then.
+
+        `action`: what is done ("tool.call"); `resource`: to what. `actor`: who does it, unless `acting` says so.
+        """
+        ticket = self._ticket(
+            "intent",
+            action,
+            resource,
+            actor=actor,
+            session=session,
+            run=run,
+            parent=parent,
+            trace=trace,
+            arguments=arguments,
+            details=details,
+        )
+        self.put(ticket, refusable=True)
+        return Operation(self, ticket, time.monotonic())
+
+    async def durable_intent(self, action: str, resource: str, **fields: Any) -> Operation:
+        """As `intent`, and wait until it is on the disk. Raises AuditUnavailable if it cannot be."""
+        ticket = self._ticket("intent", action, resource, **fields)
+        loop = asyncio.get_running_loop()
+        on_disk: asyncio.Future[None] = loop.create_future()
+        if not _OPENING.get():
+            ticket.told = partial(_tell_loop, loop, on_disk)
+        self.put(ticket, refusable=True)
+        operation = Operation(self, ticket, time.monotonic())
+        if ticket.told is None and _OPENING.get():
+            return operation
+        try:
+            await on_disk
+        except asyncio.CancelledError as error:
+            operation.ended(error)  # it may be on the disk already
+            raise
+        return operation
+
+    def note(
+        self,
+        action: str,
+        resource: str,
+        *,
+        error: BaseException | None = None,
+        actor: str | None = None,
+        session: str | None = None,
+        run: str | None = None,
+        parent: str | None = None,
+        trace: str | None = None,
+        arguments: Any = NOTHING,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record, once, something that has happened."""
+        ticket = self._ticket(
+            "outcome",
+            action,
+            resource,
+            actor=actor,
+            session=session,
+            run=run,
+            parent=parent,
+            trace=trace,
+            arguments=arguments,
+            details=details,
+        )
+        record = ticket.record
+        record.outcome, record.decision = judged(error)
+        record.error = None if error is None else type(error).__name__
+        record.message = self.message(error)
+        self.put(ticket)
+
+    def put(self, ticket: Ticket, *, refusable: bool = False) -> None:
+        """Queue a record."""
+        if self._writer.is_forked:
+            self._open_in_child(refusable=refusable)
+        if self._closed and not self.is_open:
+            if refusable and self.policy.on_failure == "refuse":
+                raise AuditUnavailable(f"not begun, because the audit log {self.path} is closed")
+            self._writer.statistics.lost += 1
+            if ticket.told is not None:
+                ticket.told(None)
+            return
+        self._writer.put(ticket, refusable=refusable)
+
+    def message(self, error: BaseException | None) -> str | None:
+        """What is kept of an error's words: those of our refusals, and of others only where arguments are kept too,
+        because words of others may quote them."""
+        if error is None or not (isinstance(error, Refused) or self.policy.arguments == "redacted"):
+            return None
+        return self._redactor.text(str(error))[:MESSAGE] or None
+
+    # --- inside --------------------------------------------------------------------------------------------
+
+    def _ticket(
+        self,
+        phase: Literal["intent", "outcome"],
+        action: str,
+        resource: str,
+        *,
+        actor: str | None = None,
+        session: str | None = None,
+        run: str | None = None,
+        parent: str | None = None,
+        trace: str | None = None,
+        arguments: Any = NOTHING,
+        details: Mapping[str, str] | None = None,
+    ) -> Ticket:
+        who = behind()
+        record = Record(
+            time=now(),
+            phase=phase,
+            action=action,
+            resource=resource,
+            actor=who.actor or actor or "runtime",
+            on_behalf_of=who.on_behalf_of,
+            session=session,
+            trace=trace,
+            run=run,
+            parent=parent,
+            decision="allowed",
+            details=None if details is None else dict(details),
+        )
+        hashed: bytes | None = None
+        if arguments is not NOTHING:
+            if self.policy.arguments == "hash":
+                hashed = as_json(arguments)
+            elif self.policy.arguments == "redacted":
+                record.arguments = json_within(self._redactor.value(arguments), REDACTED)
+        return Ticket(record, arguments=hashed)
+
+    def _open_in_child(self, *, refusable: bool) -> None:
+        """A forked process has a log of its own, if its path says how to name it."""
+        with self._reopening:
+            if not self._writer.is_forked:
+                return
+            if "{pid}" not in self._path or self._keys is None:
+                why = (
+                    f"the audit log {self.path} belongs to the process that forked this one: give each a log of its "
+                    "own, with {pid} in [audit] path, or make the runtime after the fork"
+                )
+                if refusable and self.policy.on_failure == "refuse":
+                    raise AuditUnavailable(f"not begun, because it could not be recorded: {why}")
+                self._writer.warn_once(why)
+                return
+            self._writer.start(self._keys)
+
+
+def judged(error: BaseException | None) -> tuple[Outcome, Decision]:
+    """The outcome and the decision that an error stands for."""
+    if error is None:
+        return "ok", "allowed"
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "cancelled", "allowed"
+    if isinstance(error, Refused):
+        return "failed", "denied"
+    # Others that refuse (a provider of secrets, the boundary of files) say so in their names.
+    denied = any(kind.__name__.endswith("Denied") for kind in type(error).__mro__)
+    return "failed", "denied" if denied else "allowed"
+
+
+def _policy(on_failure: str | None, *, strict: bool) -> Literal["refuse", "warn"]:
+    if on_failure is None:
+        return "refuse" if strict else "warn"
+    options.choice("on_failure", on_failure, ("refuse", "warn"))
+    return "refuse" if on_failure == "refuse" else "warn"
+
+
+async def _key_bytes(
+    name: str, key: bytes | str | None, secret: Callable[[str], Awaitable[str]] | None
+) -> bytes | None:
+    """The key itself, of a `secret://` reference or a file."""
+    if key is None or isinstance(key, bytes):
+        return key
+    if key.startswith("secret://"):
+        if secret is None:
+            raise ConfigError(
+                f"[audit] {name} is a secret, but nothing here resolves secrets: give the key itself"
+            )
+        return (await secret(key)).strip().encode()
+    try:
+        return await asyncio.to_thread(_read, key)
+    except OSError as error:
+        raise ConfigError(
+            f"[audit] {name}: cannot read {key}: {error.strerror or error}; give a file, or secret://NAME"
+        ) from error
+
+
+def _read(path: str) -> bytes:
+    return Path(path).expanduser().read_bytes()
+
+
+def _tell_loop(
+    loop: asyncio.AbstractEventLoop, on_disk: asyncio.Future[None], error: BaseException | None
+) -> None:
+    try:
+        loop.call_soon_threadsafe(_settle, on_disk, error)
+    except RuntimeError:
+        pass  # the loop is closed, and whoever waited with it
+
+
+def _settle(on_disk: asyncio.Future[None], error: BaseException | None) -> None:
+    if on_disk.done():
+        return
+    if error is None:
+        on_disk.set_result(None)
+    else:
+        on_disk.set_exception(error)
+
+
+def _version() -> str:
+    from agentrt import __version__
+
+    return __version__
+
+
+_OPEN: weakref.WeakSet[AuditLog] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """What a program left open is written all the same."""
+    for log in list(_OPEN):
+        log.close()

@@ -1,0 +1,300 @@
+"""The file of a log: one writer, whole groups of lines on the disk or nothing of them, a chain across files.
+
+Whoever writes holds a lock on PATH.lock for as long as the log is open; the lock ends with the process, however that
+ends. `LogFile` belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import time
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from agentrt.errors import ConfigError
+from agentrt.security.audit.chain import TAIL, Chain, own_hash
+from agentrt.security.audit.errors import AuditUnavailable
+from agentrt.security.audit.record import (
+    FORMAT,
+    Checkpoint,
+    FileBegan,
+    Line,
+    Recovered,
+    decode,
+    now,
+)
+from agentrt.security.audit.segments import numbered, rotated
+
+__all__ = ["LastCheckpoint", "LogFile"]
+
+MODE = 0o600
+LOCK_SECONDS = 2.0
+"""How long the end of another process that is about to close the log is waited for."""
+LOCK_POLL = 0.02
+SHOWN = 500
+"""Characters of a torn line that its `recovered` record shows."""
+
+
+class LastCheckpoint(Struct, frozen=True):
+    """Number and hash of a log's last checkpoint."""
+
+    number: int = 0
+    hash: str | None = None
+
+
+class _Found(Struct, eq=False):
+    """What stands in the file that is read: `end`: bytes up to the end of its last whole line."""
+
+    header: FileBegan | None = None
+    last: Line | None = None
+    hash: str = ""
+    checkpoint: LastCheckpoint = LastCheckpoint()
+    end: int = 0
+
+
+class LogFile:
+    """`path`: of the file that is written. `rotation` (bytes, None: never): the size at which another is begun.
+
+    After `open`: `chain`: where the log stands; `log`: its id; `checkpoint`: its last one; `torn`: what a process that
+    was killed had left of a line, to be recorded.
+    """
+
+    def __init__(self, path: Path, *, rotation: int | None) -> None:
+        self.path = path
+        self.rotation = rotation
+        self.chain = Chain()
+        self.log = ""
+        self.number = 0
+        self.checkpoint = LastCheckpoint()
+        self.torn: Recovered | None = None
+        self._fd = -1
+        self._lock = -1
+        self._size = 0
+
+    # --- opening -----------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Lock the log, find where it stands, and cut off a torn line. Raises OSError; AuditUnavailable if another
+        process writes it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        try:
+            self._fd = self._opened()
+            self._adopt()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_lock(self) -> None:
+        if self._lock >= 0:
+            return
+        name = f"{self.path}.lock"
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(LOCK_POLL)
+                    continue
+                holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+                os.close(fd)
+                raise AuditUnavailable(
+                    f"the audit log {self.path} is written by another process"
+                    f"{f' ({holder})' if holder else ''}: give each process a log of its own, for example with "
+                    "{pid} in [audit] path"
+                ) from None
+            except BaseException:
+                os.close(fd)
+                raise
+        self._lock = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise  # who holds it is only for the message to another; a full disk says so when it matters
+
+    def _opened(self) -> int:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(self.path, flags, MODE)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ConfigError(f"the audit log {self.path} is not a regular file: choose another path")
+        return fd
+
+    def _adopt(self) -> None:
+        """Read where the log stands: in this file or, if nothing is in it, in the one before."""
+        found = _read(self.path)
+        self._size = os.fstat(self._fd).st_size
+        if self._size > found.end:
+            torn = os.pread(self._fd, self._size - found.end, found.end)
+            self.torn = Recovered(
+                time=now(),
+                bytes=len(torn),
+                sha256=hashlib.sha256(torn).hexdigest(),
+                text=torn[:SHOWN].decode("utf-8", "replace"),
+            )
+            os.ftruncate(self._fd, found.end)
+            self._size = found.end
+        if found.last is None:
+            older = rotated(self.path)
+            if older:
+                found = _read(older[-1])
+                if found.last is None:
+                    raise ConfigError(
+                        f"{older[-1]} is no file of an audit log, but has the name of one: move it away"
+                    )
+        if found.header is not None:
+            self.log, self.number = found.header.log, found.header.number
+        self.checkpoint = found.checkpoint
+        if found.last is not None:
+            self.chain = Chain(found.last.seq, found.hash)
+        elif not self.log:
+            self.log = os.urandom(16).hex()
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._fd >= 0
+
+    def header(self) -> bytes:
+        """The first line of a file, if the file has none yet."""
+        if self._size:
+            return b""
+        self.number += 1
+        return self.chain.add(
+            FileBegan(
+                time=now(),
+                format=FORMAT,
+                log=self.log,
+                number=self.number,
+                checkpoint=self.checkpoint.number,
+                checkpoint_hash=self.checkpoint.hash,
+            )
+        )
+
+    def append(self, data: bytes) -> None:
+        """Write whole lines and have them on the disk. Raises OSError, and then nothing of them is in the file."""
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._fd, data[written:] if written else data)
+            _sync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, self._size)
+            raise
+        if not self._size:
+            self._sync_folder()
+        self._size += len(data)
+
+    def is_lost(self) -> bool:
+        """Whether the file that is open is not the one of its name any more: somebody moved or removed it."""
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return True
+
+    @property
+    def is_full(self) -> bool:
+        return self.rotation is not None and self._size >= self.rotation
+
+    def rotate(self) -> None:
+        """Give the full file its number and begin another. Raises OSError, and the log stays as it is."""
+        full = numbered(self.path, self.number)
+        if full.exists():
+            raise OSError(errno.EEXIST, f"{full} exists already: move it away")
+        fresh = -1
+        os.rename(self.path, full)
+        try:
+            fresh = self._opened()
+        except BaseException:
+            os.rename(full, self.path)
+            raise
+        self._sync_folder()
+        os.close(self._fd)
+        self._fd, self._size = fresh, 0
+
+    def reopen(self) -> None:
+        """Begin the file anew at its name, after the one that was open is gone; the chain goes on. Raises OSError,
+        AuditUnavailable if there is another file of this name."""
+        if self.path.exists() and self.path.stat().st_size:
+            raise AuditUnavailable(
+                f"the audit log {self.path} was replaced by another file while it was written: move that away"
+            )
+        fresh = self._opened()
+        os.close(self._fd)
+        self._fd, self._size = fresh, 0
+
+    def close(self) -> None:
+        """Close the file and give the lock back."""
+        for fd in (self._fd, self._lock):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._lock = -1
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _sync(fd: int) -> None:
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone leaves it in the drive's cache
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(fd)
+
+
+def _read(path: Path) -> _Found:
+    """What a file of a log says about where the log stands."""
+    found = _Found()
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            end += len(line)
+            if not line.endswith(b"\n") or len(line) <= TAIL:
+                continue
+            hashed = own_hash(line[:-1])
+            if hashed is None:
+                continue
+            try:
+                item = decode(line)
+            except msgspec.DecodeError:
+                continue
+            if isinstance(item, FileBegan):
+                if found.header is None:
+                    found.header = item
+                    found.checkpoint = LastCheckpoint(item.checkpoint, item.checkpoint_hash)
+            elif isinstance(item, Checkpoint):
+                found.checkpoint = LastCheckpoint(item.number, hashed)
+            found.last, found.hash, found.end = item, hashed, end
+    if found.last is not None and found.header is None:
+        raise ConfigError(
+            f"{path} is an audit log without its first line: move it away, and a new one is begun"
+        )
+    if found.last is None and end > 0 and not _is_torn_header(path):
+        raise ConfigError(f"{path} is no audit log: choose another [audit] path, or move it away")
+    return found
+
+
+def _is_torn_header(path: Path) -> bool:
+    """Whether a file without a whole line is the beginning of a log's first line, or what a crash of the machine left
+    of one (zeros)."""
+    with path.open("rb") as file:
+        start = file.read(len(_HEADER))
+    return _HEADER.startswith(start) or not start.strip(b"\0")
+
+
+_HEADER = b'{"type":"file",'

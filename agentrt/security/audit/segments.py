@@ -1,0 +1,43 @@
+"""The files of a log: PATH is written, PATH.000001 was filled first. A file keeps its name once it has a number, so
+that it can be copied away or made read-only."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+__all__ = ["expanded", "numbered", "rotated", "segments"]
+
+_NUMBER = re.compile(r"\.(\d{6,})")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` means in this process: `{pid}` is its id, `~` the user's folder."""
+    text = os.fspath(path).replace("{pid}", str(os.getpid()))
+    return Path(text).expanduser().absolute()  # a change of directory later must not split the log
+
+
+def numbered(path: Path, number: int) -> Path:
+    """The name of the file of this number once it is full."""
+    return path.with_name(f"{path.name}.{number:06d}")
+
+
+def rotated(path: Path) -> list[Path]:
+    """The full files of the log at `path`, in order."""
+    found = []
+    try:
+        entries = list(os.scandir(path.parent))
+    except FileNotFoundError:
+        return []
+    for entry in entries:
+        if entry.name.startswith(path.name) and entry.is_file():
+            match = _NUMBER.fullmatch(entry.name[len(path.name) :])
+            if match is not None:
+                found.append((int(match[1]), path.with_name(entry.name)))
+    return [name for _, name in sorted(found)]
+
+
+def segments(path: Path) -> list[Path]:
+    """All files of the log at `path`, in order; the one that is written last."""
+    return [*rotated(path), *([path] if path.is_file() else [])]
