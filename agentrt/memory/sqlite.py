@@ -13,20 +13,17 @@ import re
 import sqlite3
 import time
 import unicodedata
-from collections.abc import Callable, Generator, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Generator, Mapping
+from typing import Any
 
 import msgspec
 
 from agentrt import options
-from agentrt.errors import ConfigError, PermanentError, TransientError
+from agentrt.errors import ConfigError, PermanentError
 from agentrt.memory.protocol import Item
-from agentrt.threads import WorkerThreads
+from agentrt.sqlite_file import Format, SqliteFile, transaction
 
 __all__ = ["SqliteMemory"]
-
-R = TypeVar("R")
 
 APPLICATION_ID = 0x61677274
 """Marks our files ("agrt"), so that another program's database is not written into."""
@@ -71,13 +68,11 @@ class SqliteMemory:
         max_item_bytes: int = 65_536,
         busy_timeout: float = 1.0,
     ) -> None:
-        self.path = None if path is None or path == ":memory:" else Path(path)
         self.max_items = options.count("max_items", max_items)
         self.max_item_bytes = options.count("max_item_bytes", max_item_bytes)
         self.busy_timeout = options.seconds("busy_timeout", busy_timeout, open_=False)
-        self._connection: sqlite3.Connection | None = None
-        # One thread, so that the connection is used by one call at a time.
-        self._thread = WorkerThreads(limit=1, name="agentrt memory")
+        self._file = SqliteFile(path, _FORMAT, what="memory", busy_timeout=self.busy_timeout)
+        self.path = self._file.path
 
     async def add(
         self, text: str, *, metadata: Mapping[str, Any] | None = None, key: str | None = None
@@ -94,7 +89,7 @@ class SqliteMemory:
                 executed=False,
             )
         key = None if key is None else _sound(key)
-        return await self._run(lambda db: self._add(db, text, encoded, key))
+        return await self._file.run(lambda db: self._add(db, text, encoded, key))
 
     async def search(self, query: str, *, limit: int = 5) -> list[Item]:
         """See `Memory.search`. Items of the same score come newest first."""
@@ -102,92 +97,20 @@ class SqliteMemory:
         match = _match(query)
         if not match:
             return []
-        return await self._run(lambda db: _search(db, match, limit))
+        return await self._file.run(lambda db: _search(db, match, limit))
 
     async def forget(self, id: str) -> None:
         """See `Memory.forget`."""
         if not (id.isascii() and id.isdigit() and len(id) < 19):
             return  # never an id of ours
-        await self._run(lambda db: _forget(db, int(id)))
+        await self._file.run(lambda db: _forget(db, int(id)))
 
     async def aclose(self) -> None:
         """Close the file; the memory opens it again if it is used again."""
-        if self._connection is not None or self._thread.running:
-            await self._thread.run(self._close)
-        self._thread.close()
-
-    # --- in the memory's thread ------------------------------------------------------------------------
-
-    async def _run(self, work: Callable[[sqlite3.Connection], R]) -> R:
-        return await self._thread.run(self._with_connection, work)
-
-    def _with_connection(self, work: Callable[[sqlite3.Connection], R]) -> R:
-        if self._connection is None:
-            self._connection = self._open()
-        with self._explained():
-            return work(self._connection)
-
-    def _open(self) -> sqlite3.Connection:
-        place = ":memory:" if self.path is None else str(self.path)
-        if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # SQLite would make it readable for all; its other files take over the mode of this one.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            except OSError as error:
-                raise ConfigError(f"memory: {place} cannot be opened: {error}") from error
-        try:
-            connection = sqlite3.connect(
-                place, timeout=self.busy_timeout, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.Error as error:
-            raise ConfigError(f"memory: {place} cannot be opened: {error}") from error
-        try:
-            self._prepare(connection, place)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _prepare(self, connection: sqlite3.Connection, place: str) -> None:
-        try:
-            _check(connection, place)  # before anything is changed in what may be another program's
-            _use_write_ahead_log(connection, self.busy_timeout)
-            connection.execute("PRAGMA synchronous = NORMAL")
-            with _transaction(connection):
-                if _check(connection, place):
-                    _create(connection)
-        except sqlite3.Error as error:
-            if "no such module: fts5" in str(error):
-                raise ConfigError(
-                    "memory: this Python's SQLite has no full-text search (FTS5); use a Python whose sqlite3 has it, "
-                    "or another memory"
-                ) from error
-            if _is_busy(error):
-                raise TransientError(
-                    f"memory: {place} is locked by another process", executed=False
-                ) from error
-            raise ConfigError(
-                f"memory: {place} cannot be used as a memory: {error}. If it is damaged, move it away and a new one is "
-                "made; otherwise give another path"
-            ) from error
-
-    @contextlib.contextmanager
-    def _explained(self) -> Generator[None]:
-        """SQLite's errors as ours."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            place = ":memory:" if self.path is None else str(self.path)
-            if _is_busy(error):
-                raise TransientError(
-                    f"memory: {place} was locked by another process for more than {self.busy_timeout:g} s",
-                    executed=False,
-                ) from error
-            raise PermanentError(f"memory: {place} failed: {error}", fault="target") from error
+        await self._file.aclose()
 
     def _add(self, db: sqlite3.Connection, text: str, metadata: str, key: str | None) -> str:
-        with _transaction(db):
+        with transaction(db):
             if key is not None:
                 found = db.execute("SELECT id, text, metadata FROM items WHERE key = ?", (key,)).fetchone()
                 if found is not None and found[1:] == (text, metadata):
@@ -202,11 +125,6 @@ class SqliteMemory:
                 (self.max_items,),
             )
         return str(id_)
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
 
 
 def _search(db: sqlite3.Connection, match: str, limit: int) -> list[Item]:
@@ -223,7 +141,7 @@ def _search(db: sqlite3.Connection, match: str, limit: int) -> list[Item]:
 
 
 def _forget(db: sqlite3.Connection, id_: int) -> None:
-    with _transaction(db):
+    with transaction(db):
         db.execute("DELETE FROM items WHERE id = ?", (id_,))
 
 
@@ -231,60 +149,31 @@ def _forget(db: sqlite3.Connection, id_: int) -> None:
 
 
 @contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Generator[None]:
-    """All or nothing. Takes the write lock first: an upgrade from reading could fail however long we wait."""
-    db.execute("BEGIN IMMEDIATE")
+def _full_text_search() -> Generator[None]:
     try:
         yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-def _use_write_ahead_log(db: sqlite3.Connection, busy_timeout: float) -> None:
-    """Switching the mode does not wait for locks as everything else does, so this waits itself."""
-    give_up = time.monotonic() + busy_timeout
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() >= give_up:
-                raise
-            time.sleep(0.02)
-
-
-def _check(db: sqlite3.Connection, place: str) -> bool:
-    """True if the database is empty; `ConfigError` if it is not ours."""
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0 and version == application == 0:
-        return True
-    if application != APPLICATION_ID:
-        raise ConfigError(f"memory: {place} is the database of another program; give another path")
-    if version > SCHEMA_VERSION:
+    except sqlite3.Error as error:
+        if "no such module: fts5" not in str(error):
+            raise
         raise ConfigError(
-            f"memory: {place} was made by a newer agentrt (format {version}, this one knows {SCHEMA_VERSION}); "
-            "upgrade agentrt, or give another path"
-        )
-    # Reads what a damaged file often lost.
-    db.execute("SELECT id FROM items ORDER BY id DESC LIMIT 1").fetchone()
-    db.execute("SELECT rowid FROM words ORDER BY rowid DESC LIMIT 1").fetchone()
-    return False
+            "memory: this Python's SQLite has no full-text search (FTS5); use a Python whose sqlite3 has it, "
+            "or another memory"
+        ) from error
 
 
 def _create(db: sqlite3.Connection) -> None:
-    for statement in SCHEMA:
-        db.execute(statement)
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    with _full_text_search():
+        for statement in SCHEMA:
+            db.execute(statement)
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+def _probe(db: sqlite3.Connection) -> None:
+    with _full_text_search():
+        db.execute("SELECT id FROM items ORDER BY id DESC LIMIT 1").fetchone()
+        db.execute("SELECT rowid FROM words ORDER BY rowid DESC LIMIT 1").fetchone()
+
+
+_FORMAT = Format(APPLICATION_ID, SCHEMA_VERSION, _create, _probe)
 
 
 # --- text ----------------------------------------------------------------------------------------------
