@@ -1,0 +1,142 @@
+"""Google's own client of Secret Manager: made when it is first needed, for the event loop that runs.
+
+Its retries are off. Credentials are found in a thread: that reads files and may ask the machine's metadata server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from agentrt.errors import ConfigError
+
+__all__ = ["Endpoint", "GcpClient"]
+
+T = TypeVar("T")
+
+SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+
+CHANNEL_OPTIONS = (
+    ("grpc.enable_retries", 0),
+    # By itself gRPC would wait for up to two minutes before it looks whether a server is back.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+)
+
+
+class Endpoint:
+    """Where to: "host", "host:port", with or without https://. Of http:// only this machine: an emulator, which gets no
+    credentials."""
+
+    def __init__(self, value: str) -> None:
+        wrong = ConfigError(
+            f"endpoint must look like secretmanager.europe-west3.rep.googleapis.com, or for an emulator on this "
+            f"machine http://127.0.0.1:port, not {value!r}"
+        )
+        if not isinstance(value, str) or any(char.isspace() for char in value):
+            raise wrong
+        try:
+            parts = urlsplit(value if "://" in value else f"https://{value}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise wrong from None
+        self.plain = parts.scheme == "http"
+        local = host == "localhost" or (host or "").startswith("127.") or host == "::1"
+        if not host or parts.scheme not in ("https", "http") or parts.path.strip("/") or parts.query:
+            raise wrong
+        if self.plain and not local:
+            raise ConfigError(
+                f"endpoint {value!r} has no TLS; http:// is only for an emulator on this machine: take https://"
+            )
+        name = f"[{host}]" if ":" in host else host
+        self.target = f"{name}:{port or (80 if self.plain else 443)}"
+
+
+class GcpClient:
+    """`endpoint`: see above. `credentials_file`: a JSON file (None: found as Google's libraries find them).
+    `ca_file`: certificates to trust in place of gRPC's own. `timeout`: seconds for an answer."""
+
+    def __init__(
+        self, endpoint: Endpoint, *, credentials_file: str | None, ca_file: str | None, timeout: float
+    ) -> None:
+        self.endpoint = endpoint
+        self.credentials_file = credentials_file
+        self.ca_file = ca_file
+        self.timeout = timeout
+        self.project: str | None = None
+        """Whose the credentials are; known after the first `ready`."""
+        self._credentials: Any = None
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._making = asyncio.Lock()
+
+    async def ready(self) -> Any:
+        """The client of the running loop; the first callers wait for the same one."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._client, self._loop, self._making = None, loop, asyncio.Lock()
+        if self._client is None:
+            async with self._making:
+                if self._client is None:
+                    self._client = await self._make()
+        return self._client
+
+    async def call(self, ask: Callable[[Any], Awaitable[T]]) -> T:
+        """`await ask(client)`; nothing of what the client logs meanwhile gets out: it would be the answer."""
+        from agentrt_gcp.quiet import unlogged
+
+        client = await self.ready()
+        with unlogged():
+            return await ask(client)
+
+    async def aclose(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.transport.close()
+
+    async def _make(self) -> Any:
+        transport, channel = await asyncio.to_thread(self._prepared)
+        from google.cloud import secretmanager_v1
+
+        # The channel belongs to this loop: it is made here and not in the thread.
+        return secretmanager_v1.SecretManagerServiceAsyncClient(transport=transport(channel=channel()))
+
+    def _prepared(self) -> tuple[Any, Callable[[], Any]]:
+        """The transport's class, and what makes its channel. Blocks."""
+        import grpc
+        from google.cloud.secretmanager_v1.services.secret_manager_service import transports
+
+        transport = transports.SecretManagerServiceGrpcAsyncIOTransport
+        if self.endpoint.plain:
+            return transport, lambda: grpc.aio.insecure_channel(self.endpoint.target, options=CHANNEL_OPTIONS)
+        if self._credentials is None:
+            self._credentials, self.project = self._found_credentials()
+        roots = None if self.ca_file is None else _read("ca_file", self.ca_file)
+        return transport, lambda: transport.create_channel(
+            self.endpoint.target,
+            credentials=self._credentials,
+            ssl_credentials=grpc.ssl_channel_credentials(roots),
+            options=CHANNEL_OPTIONS,
+        )
+
+    def _found_credentials(self) -> tuple[Any, str | None]:
+        import google.auth
+
+        auth: Any = google.auth  # partly without types
+        if self.credentials_file is None:
+            credentials, project = auth.default(scopes=SCOPES)
+        else:
+            _read("credentials_file", self.credentials_file)
+            credentials, project = auth.load_credentials_from_file(self.credentials_file, scopes=SCOPES)
+        return credentials, project
+
+
+def _read(option: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{option} of the secrets provider gcp cannot be read: {error}") from error
