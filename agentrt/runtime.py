@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
@@ -23,7 +22,7 @@ from agentrt import events
 from agentrt.agent import Agent
 from agentrt.call import UNBOUNDED, Middleware
 from agentrt.clients import Clients
-from agentrt.clock import Clock, reader
+from agentrt.clock import reader
 from agentrt.closing import Closer, close_all
 from agentrt.config import Config
 from agentrt.context import Context
@@ -35,6 +34,7 @@ from agentrt.middleware.defaults import STAGES
 from agentrt.models.protocol import ModelClient, ModelResponse, Part
 from agentrt.pipelines import Pipelines, Placement
 from agentrt.plugins import close_plugin, open_plugin
+from agentrt.resources import Resources
 from agentrt.run_stream import RunStream
 from agentrt.security.rate_limits import RateLimiter
 from agentrt.session import Session
@@ -51,7 +51,6 @@ __all__ = ["RunResult", "Runtime"]
 
 T = TypeVar("T")
 
-DEFAULT_MEMORY = Path(".agentrt") / "memory.db"
 MAX_HOSTED = 1000
 """Functions and instances that are kept ready to run; classes and what has `__aenter__` are all kept."""
 
@@ -79,7 +78,14 @@ class Runtime:
         self.config.check_stages(STAGES.values())
         self.limits_of(None)
         self.own_process = own_process
-        self._plugin_host = _Host(self)
+        self._resources = Resources(
+            self.config,
+            self.invoke,
+            memory=memory,
+            check_open=self._check_open,
+            on_value=lambda value: self.telemetry.redactor.add(value),
+        )
+        self._plugin_host = self._resources.host
         self._clients = Clients(self._make_client, self._plugin_host, given=models)
         self._closed = False
         # By identity, beside the agent itself: an agent need not be hashable, nor unlike its equals.
@@ -87,9 +93,6 @@ class Runtime:
         self._passing: dict[int, tuple[Any, Hosted]] = {}
         self._stays: dict[int, Stay] = {}
         self._opened: list[Any] = []
-        self._secrets: SecretsManager | None = None
-        self._memory: Memory | None = memory
-        self._memory_is_given = memory is not None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parsers: dict[Any, tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]] = {}
         settings, configured = chosen(self.config, own_process=own_process)
@@ -252,10 +255,7 @@ class Runtime:
             for key, stay in reversed(self._stays.items())
         ]
         closing += [("the model clients", self._clients.aclose), ("the rate limits", self.rate_limits.aclose)]
-        if self._memory is not None and not self._memory_is_given:
-            closing.append(("the memory", functools.partial(close_plugin, self._memory)))
-        if self._secrets is not None:
-            closing.append(("the secrets", self._secrets.aclose))
+        closing += self._resources.closing()
         closing += [("telemetry", functools.partial(close_plugin, b)) for b in reversed(self._opened)]
         closers: list[Closer] = [(name, _in_any_time(close)) for name, close in closing]
         # Last: what the others do at their end is told, too. It takes the time that it is given, and no more.
@@ -264,7 +264,7 @@ class Runtime:
         try:
             await close_all(closers)
         finally:
-            self._memory = None
+            self._resources.forget()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -320,24 +320,16 @@ class Runtime:
 
     async def memory(self) -> Any:
         """The memory store, opened at first use."""
-        if self._memory is None:
-            self._check_open()  # while agents are being closed, what is open may still be used
-            from agentrt.memory.sqlite import SqliteMemory
-
-            defaults = {"path": str(DEFAULT_MEMORY)}
-            self._memory = self.config.make(SqliteMemory, "memory", defaults=defaults)
-        return self._memory
+        return self._resources.memory()
 
     async def secret(self, name: str) -> str:
         """The value of a secret, by name or `secret://` reference."""
-        if self._secrets is None:
-            self._check_open()
-            from agentrt.secrets.manager import SecretsManager
+        return (await self.secrets.get(name)).reveal()
 
-            self._secrets = SecretsManager.from_config(
-                self.config, self.invoke, host=self._plugin_host, on_value=self.telemetry.redactor.add
-            )
-        return (await self._secrets.get(name)).reveal()
+    @property
+    def secrets(self) -> SecretsManager:
+        """The secrets: `await rt.secrets.get("secret://vault/app/db#password")` gives a `Secret`."""
+        return self._resources.secrets()
 
     async def check_model(self, target: str) -> None:
         """Raise what the first request to a model would fail with before it is sent: no such plugin, no key, no
@@ -447,28 +439,6 @@ class Runtime:
 
 def _in_any_time(close: Callable[[], Awaitable[object]]) -> Callable[[float], Awaitable[object]]:
     return lambda seconds: close()
-
-
-class _Host:
-    """What a plugin's `open` gets."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self.loop: asyncio.AbstractEventLoop | None = None
-
-    log = logging.getLogger("agentrt.plugins")
-
-    @property
-    def clock(self) -> Clock:
-        return asyncio.get_running_loop()
-
-    async def secret(self, reference: str, /) -> str:
-        return await self._runtime.secret(reference)
-
-    async def call(
-        self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
-    ) -> T:
-        return await self._runtime.invoke(kind, target, fn, idempotent=idempotent)
 
 
 _CONFIG_HINT = 'Config.load("agentrt.toml") or Config({"run": {"timeout": 60}})'
