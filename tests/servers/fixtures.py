@@ -19,6 +19,9 @@ from servers.postgres import _postgres as _postgres
 from servers.postgres import postgres as postgres
 from servers.program import Program
 from servers.programs import Ddapm, Moto, Phoenix, Prometheus, Pushgateway, Rotel
+from servers.valkey import _valkey as _valkey
+from servers.valkey import mortal_valkey as mortal_valkey
+from servers.valkey import valkey as valkey
 from servers.zipkin import Zipkin
 
 if TYPE_CHECKING:
