@@ -24,6 +24,7 @@ from agentrt.config.sections import (
     LogSection,
     RateLimitsSection,
     RunSection,
+    SecretsCacheSection,
     TelemetrySection,
 )
 from agentrt.config.sources import (
@@ -166,6 +167,7 @@ class Config:
         self._rate_limits: RateLimitsSection = self._section("rate_limits", RateLimitsSection, leave=stores)
         self._table("run", "limits")
         self._table("memory")
+        self.secrets_cache: SecretsCacheSection = self._subsection(SecretsCacheSection, "secrets", "cache")
         self._check_plugins()
         self.use: tuple[str, ...] = self._check_pipeline()
 
@@ -192,6 +194,16 @@ class Config:
             for path, value in self._tree.leaves()
         ]
         return sorted(found, key=lambda item: SECTIONS.index(item.name.partition(".")[0]))
+
+    def references(self) -> list[Setting]:
+        """Every reference to a secret in what is set, in tables and lists alike: its `value` is the reference alone,
+        without the word that may stand before it ("Bearer secret://token")."""
+        return [
+            Setting(dotted(path), reference, self._tree.origin(path))
+            for path, value in self._tree.leaves()
+            for text in _texts(_plain(value))
+            if (reference := text[text.find("secret://") :] if "secret://" in text else "")
+        ]
 
     # --- tables for classes ----------------------------------------------------------------------------
 
@@ -239,7 +251,7 @@ class Config:
     def secrets(self, provider: str | None = None) -> PluginTable:
         """The secrets provider of this name (None: the default one), with its options: the rest of [secrets] for the
         default provider, [secrets.providers.NAME] for the others."""
-        own = {name: v for name, v in self._table("secrets").items() if name not in ("provider", "providers")}
+        own = {name: v for name, v in self._table("secrets").items() if name not in _SECRETS}
         name = self.secrets_provider if provider is None else provider
         if name == self.secrets_provider and (own or name not in self._table("secrets", "providers")):
             return PluginTable("agentrt.secrets", name, name, own, self._tree.where("secrets"))
@@ -323,6 +335,14 @@ class Config:
             raise where.unknown(unknown, (*_fields(cls), *leave))
         return build(cls, table, where=where)
 
+    def _subsection(self, cls: type[S], *path: str) -> S:
+        """The table at `path`, of which all keys are ours to name."""
+        where = self._tree.where(*path)
+        unknown = next((key for key in self._table(*path) if key not in _fields(cls)), None)
+        if unknown is not None:
+            raise where.unknown(unknown, _fields(cls))
+        return build(cls, self._table(*path), where=where)
+
     def _plugin(self, group: str, name: str, *path: str) -> PluginTable:
         table = {} if self._has(path) and _plain(self._get(path)) is True else dict(self._table(*path))
         plugin = _plain(table.pop("plugin", name))
@@ -351,7 +371,7 @@ class Config:
         where = self._tree.where("secrets", "provider")
         if not isinstance(provider, str) or not provider:
             raise where.error(f"secrets.provider must be the name of a provider, not {provider!r}")
-        both = len(set(self._table("secrets")) - {"provider", "providers"})
+        both = len(set(self._table("secrets")) - _SECRETS)
         if both and provider in self._table("secrets", "providers"):
             raise where.error(
                 f"the options of {provider!r} stand in [secrets] and in [secrets.providers.{provider}]; "
@@ -407,12 +427,24 @@ class Config:
             )
 
 
+_SECRETS = frozenset(("provider", "providers", "cache"))
+"""The keys of [secrets] that are no options of the default provider."""
+
 _MODULE_ATTRIBUTE = r"[\w.]+:[\w.]+"
 
 
 def _plain(value: Any) -> Any:
     """A value whose type nothing else decides."""
     return parse_text(value) if isinstance(value, Text) else value
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts in a value that may be a list or a table."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [text for item in value for text in _texts(item)] if isinstance(value, list | tuple) else []
 
 
 def _fields(cls: type) -> tuple[str, ...]:
@@ -439,6 +471,7 @@ def _inside_tool(table: Any) -> str | None:
 _SETTINGS: tuple[Path, ...] = (
     *((section, field) for section, cls in _OWN.items() for field in _fields(cls)),
     ("secrets", "provider"),
+    *(("secrets", "cache", field) for field in _fields(SecretsCacheSection)),
     ("pipeline", "use"),
     ("memory", "path"),
     ("memory", "max_items"),

@@ -19,6 +19,7 @@ __all__ = [
     "LogSection",
     "RateLimitsSection",
     "RunSection",
+    "SecretsCacheSection",
     "TelemetrySection",
 ]
 
@@ -149,6 +150,26 @@ class RateLimitsSection(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         options.text("backend", self.backend)
+
+
+class SecretsCacheSection(Struct, frozen=True, kw_only=True):
+    """[secrets.cache]
+
+    `ttl` (3600 s): how old a value may be while its provider answers; it is fetched anew from a moment in the last
+    `jitter` (0.1) of that time on. `stale` (86,400 s): how much longer it is used while the provider is unavailable.
+    `negative_ttl` (30 s): for how long a secret that is not there is not asked for again.
+    """
+
+    ttl: float = 3600.0
+    jitter: float = 0.1
+    stale: float = 86_400.0
+    negative_ttl: float = 30.0
+
+    def __post_init__(self) -> None:
+        options.seconds("ttl", self.ttl, open_=False)
+        options.number("jitter", self.jitter, maximum=1.0)
+        options.seconds("stale", self.stale, open_=False)
+        options.seconds("negative_ttl", self.negative_ttl, open_=False)
 
 
 class TelemetrySection(Struct, frozen=True, kw_only=True):
