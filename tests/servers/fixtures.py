@@ -15,6 +15,8 @@ import pytest_asyncio
 
 from servers.faulty import BlackHole, Refusing
 from servers.http_server import Answer, HttpServer
+from servers.openbao import _openbao as _openbao
+from servers.openbao import openbao as openbao
 from servers.postgres import _postgres as _postgres
 from servers.postgres import postgres as postgres
 from servers.program import Program

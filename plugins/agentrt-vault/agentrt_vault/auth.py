@@ -1,0 +1,252 @@
+"""How a token is come by: given, or by a login that the server checks."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from agentrt import options
+from agentrt.errors import ConfigError
+from agentrt.plugins import Host
+from agentrt.secrets import SecretDenied
+from agentrt.secrets.protocol import is_reference
+from agentrt_vault.wire import Answer, Vault
+
+__all__ = ["AppRole", "AppRoleLogin", "GivenToken", "Jwt", "JwtLogin", "Kubernetes", "Method", "Token"]
+
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+"""Where Kubernetes puts a pod's own token."""
+
+SECRET_ID_PATH = re.compile(r"auth/(?P<mount>.+)/role/[^/]+/(custom-)?secret-id")
+
+
+# --- options ---------------------------------------------------------------------------------------------
+
+
+class AppRole(Struct, frozen=True, kw_only=True):
+    """[approle]: `role_id` and `secret_id` (a `secret://` reference) or `secret_id_file`; neither for a role that wants
+    none. `wrapped` (False): the secret_id is a token that wraps it, good for one use. `mount` ("approle")."""
+
+    role_id: str
+    secret_id: str | None = None
+    secret_id_file: str | None = None
+    wrapped: bool = False
+    mount: str = "approle"
+
+    def __post_init__(self) -> None:
+        options.text("role_id", self.role_id)
+        check_mount(self.mount)
+        if self.secret_id is not None and not is_reference(self.secret_id):
+            raise ConfigError(
+                'secret_id must be a reference such as "secret://env/SECRET_ID", never the value'
+            )
+        if self.secret_id is not None and self.secret_id_file is not None:
+            raise ConfigError("secret_id_file and secret_id are two places for the same: give one of them")
+        if self.wrapped and self.secret_id is None and self.secret_id_file is None:
+            raise ConfigError("wrapped needs a secret_id or a secret_id_file, where the wrapping token is")
+
+
+class Jwt(Struct, frozen=True, kw_only=True):
+    """[jwt]: `file` holds a signed token and is read at each login. `role`: None for the server's default role.
+    `mount` ("jwt")."""
+
+    file: str
+    role: str | None = None
+    mount: str = "jwt"
+
+    def __post_init__(self) -> None:
+        options.text("file", self.file)
+        check_mount(self.mount)
+
+
+class Kubernetes(Struct, frozen=True, kw_only=True):
+    """[kubernetes]: the `role` for the pod's service account. `file`: its token. `mount` ("kubernetes")."""
+
+    role: str
+    file: str = SERVICE_ACCOUNT
+    mount: str = "kubernetes"
+
+    def __post_init__(self) -> None:
+        options.text("role", self.role)
+        options.text("file", self.file)
+        check_mount(self.mount)
+
+
+def check_mount(mount: str, name: str = "mount") -> str:
+    """A mount's path without slashes at its ends."""
+    parts = mount.split("/") if isinstance(mount, str) else [""]
+    if any(part in ("", ".", "..") or not part.isprintable() for part in parts):
+        raise ConfigError(f"{name} must be a mount's path such as 'secret' or 'team/kv', not {mount!r}")
+    return mount
+
+
+# --- tokens ----------------------------------------------------------------------------------------------
+
+
+class Token(Struct, eq=False):
+    """A token that is in use. `made`: by a login of ours, so that it is ours to revoke. `ttl`: seconds that it had when
+    it was made or renewed; `ends`: when they are over, by the event loop's clock (inf: never)."""
+
+    value: str
+    made: bool
+    ttl: float
+    ends: float
+    renewable: bool
+
+    def __repr__(self) -> str:
+        return f"Token(made={self.made!r}, ttl={self.ttl!r}, renewable={self.renewable!r})"
+
+
+def token_of(value: str, seconds: float, renewable: bool, *, made: bool) -> Token:
+    """A token with `seconds` left; 0 means that it does not end."""
+    ttl = seconds if seconds > 0 else math.inf
+    return Token(value, made, ttl, asyncio.get_running_loop().time() + ttl, renewable)
+
+
+class Method(Protocol):
+    """One way to a token. Raises SecretDenied if the server or a missing file refuses it."""
+
+    name: str
+
+    async def log_in(self, vault: Vault, host: Host | None) -> Token: ...
+
+
+class GivenToken:
+    """A token that somebody else made: `value` (or a reference to it), or `file`, read whenever it is needed anew."""
+
+    name = "token"
+
+    def __init__(self, value: str | None, file: str | None) -> None:
+        self._value = value
+        self._file = file
+
+    async def log_in(self, vault: Vault, host: Host | None) -> Token:
+        if self._file is not None:
+            value = await _read("token_file", self._file)
+        else:
+            value = await _resolved("token", self._value or "", host)
+        answer = await vault.ask("GET", "auth/token/lookup-self", token=checked("token", value))
+        if not answer.ok:
+            # It is not valid, or may not look itself up: what is read with it will tell.
+            return token_of(value, 0.0, False, made=False)
+        data = answer.data()
+        return token_of(value, float(data.get("ttl") or 0.0), bool(data.get("renewable")), made=False)
+
+
+class AppRoleLogin:
+    """role_id and secret_id. What was unwrapped is kept for later logins: a wrapping token is good for one use."""
+
+    name = "approle"
+
+    def __init__(self, settings: AppRole) -> None:
+        self._settings = settings
+        self._unwrapped: tuple[str, str] | None = None  # the wrapping token and what was in it
+
+    async def log_in(self, vault: Vault, host: Host | None) -> Token:
+        settings = self._settings
+        body = {"role_id": await _resolved("role_id", settings.role_id, host)}
+        secret_id = await self._secret_id(vault, host)
+        if secret_id is not None:
+            body["secret_id"] = secret_id
+        path = f"auth/{settings.mount}/login"
+        return logged_in(await vault.ask("POST", path, body=body), vault, path, "role_id and secret_id")
+
+    async def _secret_id(self, vault: Vault, host: Host | None) -> str | None:
+        if self._settings.secret_id_file is not None:
+            found = await _read("secret_id_file", self._settings.secret_id_file)
+        elif self._settings.secret_id is not None:
+            found = await _resolved("secret_id", self._settings.secret_id, host)
+        else:
+            return None
+        checked("secret_id", found)
+        if not self._settings.wrapped:
+            return found
+        if self._unwrapped is None or self._unwrapped[0] != found:
+            self._unwrapped = (found, await self._unwrap(vault, found))
+        return self._unwrapped[1]
+
+    async def _unwrap(self, vault: Vault, wrapping: str) -> str:
+        looked = await vault.ask("POST", "sys/wrapping/lookup", body={"token": wrapping})
+        if looked.ok:
+            # Whoever stole the secret_id could have put another token in its place: see where this one was made.
+            path = str(looked.data().get("creation_path"))
+            made = SECRET_ID_PATH.fullmatch(path)
+            if made is None or not f"/{made['mount']}".endswith(f"/{self._settings.mount}"):
+                raise SecretDenied(
+                    f"vault at {vault.host}: the wrapping token was made by {path[:200]!r}, not by a secret-id of "
+                    f"auth/{self._settings.mount}: somebody exchanged it. It was not used"
+                )
+            unwrapped = await vault.ask("POST", "sys/wrapping/unwrap", token=wrapping)
+            if unwrapped.ok:
+                return checked("secret_id", str(unwrapped.data().get("secret_id") or ""))
+        raise SecretDenied(
+            f"vault at {vault.host}: the secret_id cannot be unwrapped: its wrapping token has expired or was used "
+            "before. If none of your processes used it, somebody else did: destroy that secret_id. Then wrap a new one"
+        )
+
+
+class JwtLogin:
+    """A signed token from a file, for the methods jwt and kubernetes."""
+
+    def __init__(self, name: str, settings: Jwt | Kubernetes) -> None:
+        self.name = name
+        self._settings = settings
+
+    async def log_in(self, vault: Vault, host: Host | None) -> Token:
+        del host
+        settings = self._settings
+        body = {"jwt": checked(f"{self.name}.file", await _read(f"{self.name}.file", settings.file))}
+        if settings.role is not None:
+            body["role"] = settings.role
+        path = f"auth/{settings.mount}/login"
+        what = f"the role and the token in {settings.file}"
+        return logged_in(await vault.ask("POST", path, body=body), vault, path, what)
+
+
+def logged_in(answer: Answer, vault: Vault, path: str, what: str) -> Token:
+    auth = answer.body.auth
+    if answer.ok and auth is not None and auth.client_token:
+        return token_of(auth.client_token, auth.lease_duration, auth.renewable, made=True)
+    head = f"vault at {vault.host} refused the login at {path}"
+    if answer.status == 404:
+        raise SecretDenied(f"{head}: {answer.said or 'HTTP 404'}: check `mount` and `namespace`")
+    if answer.ok:
+        raise SecretDenied(f"{head}: it wants more than that (MFA), which agentrt cannot give")
+    raise SecretDenied(f"{head}: {answer.said or f'HTTP {answer.status}'}: check {what}")
+
+
+def checked(name: str, value: str) -> str:
+    """`value` as it may stand in a header or body: what is read from a file or variable is easily another thing."""
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise SecretDenied(
+            f"{name}: what was found there is empty, or holds blanks or characters outside ASCII"
+        )
+    return value
+
+
+async def _resolved(name: str, value: str, host: Host | None) -> str:
+    if not is_reference(value):
+        return value
+    if host is None:
+        raise ConfigError(
+            f"{name} is the reference {value}, and only a runtime resolves those: run it in a Runtime"
+        )
+    return (await host.secret(value)).strip()
+
+
+async def _read(name: str, file: str) -> str:
+    try:
+        return (await asyncio.to_thread(_text_of, file)).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        # Not chained: a decoder's words quote what it read.
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SecretDenied(f"{name}: {file} cannot be read: {why}") from None
+
+
+def _text_of(file: str) -> str:
+    return Path(file).expanduser().read_text("utf-8")

@@ -1,0 +1,188 @@
+"""Requests with a token that is valid: logged in when it is first needed, renewed in its last third, replaced when the
+server does not know it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from agentrt.errors import ConfigError
+from agentrt.plugins import Host
+from agentrt.secrets import SecretDenied, SecretError, SecretThrottled, SecretUnavailable
+from agentrt_vault.auth import Method, Token
+from agentrt_vault.wire import Answer, Vault
+
+__all__ = ["Session"]
+
+LAST_PART = 1 / 3
+"""A token is renewed, or replaced by a login, when no more than this part of its time is left."""
+
+_LOGGING_IN: ContextVar[frozenset[int]] = ContextVar("agentrt_vault_logging_in", default=frozenset())
+"""The sessions that are logging in for whoever runs now."""
+
+
+class Session:
+    """One identity at one server. Logins and renewals are made by one reader for all."""
+
+    def __init__(self, vault: Vault, method: Method) -> None:
+        self.host: Host | None = None
+        self._vault = vault
+        self._method = method
+        self._token: Token | None = None
+        self._replaced: list[Token] = []  # their leases may still be in use
+        self._lock = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def ask(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """The answer to a request; `what` begins the message if it is denied.
+
+        An expired token is answered with 403 as a denial is. Therefore on 403 the token is looked up, and if the server
+        does not know it, there is one login and one more request. Raises SecretDenied.
+        """
+        if id(self) in _LOGGING_IN.get():
+            raise ConfigError(
+                f"{what}: a credential for vault at {self._vault.host} is kept in that same Vault, which opens only "
+                "with it: keep it elsewhere (secret://env/...)"
+            )
+        token = await self._valid()
+        answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
+        if answer.status == 403 and await self._replace(token):
+            token = await self._valid()
+            answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
+        if answer.status == 403:
+            raise SecretDenied(
+                f"{what}: vault at {self._vault.host} denies {method} {path} ({answer.said or 'HTTP 403'}): a policy "
+                f"of our token must allow it{self._hint()}"
+            )
+        return answer
+
+    async def extend(self, seconds: float) -> None:
+        """Renew the token if it has less than `seconds` left and can be renewed."""
+        token = await self._valid()
+        if self._left(token) >= seconds or not token.renewable:
+            return
+        async with self._alone():
+            if self._token is token and self._left(token) < seconds:
+                await self._renew(token)
+
+    @property
+    def left(self) -> float:
+        """Seconds that the token lasts; inf if it does not end."""
+        return math.inf if self._token is None else self._left(self._token)
+
+    async def aclose(self) -> None:
+        """Revoke the tokens that our logins made, and so the leases that were given for them."""
+        tokens = [*self._replaced, *([self._token] if self._token is not None else [])]
+        self._replaced, self._token = [], None
+        for token in tokens:
+            if token.made and self._left(token) > 0:
+                await self._revoke(token)
+
+    # --- inside --------------------------------------------------------------------------------------------
+
+    async def _valid(self) -> Token:
+        token = self._token
+        if token is not None and self._left(token) > token.ttl * LAST_PART:
+            return token
+        async with self._alone():
+            token = self._token
+            if token is None:
+                token = self._token = await self._log_in()
+            elif self._left(token) <= token.ttl * LAST_PART:
+                token = await self._prolonged(token)
+            return token
+
+    async def _prolonged(self, token: Token) -> Token:
+        """The token with a new term, or another one. One that was given to us is used to its end."""
+        if token.renewable and self._left(token) > 0:
+            if not await self._renew(token) or self._left(token) > token.ttl * LAST_PART:
+                return token
+            token.renewable = False  # its last day has come
+        if token.made:
+            fresh = await self._log_in()
+            self._retire(token)
+            self._token = token = fresh
+        elif self._left(token) <= 0:
+            token = self._token = await self._log_in()  # somebody may have put another one in its place
+        return token
+
+    async def _renew(self, token: Token) -> bool:
+        """Ask for a new term; whether there was an answer. `ttl` stays as it was: a term that is cut short by the
+        token's last day then counts as spent."""
+        try:
+            answer = await self._vault.ask("POST", "auth/token/renew-self", token=token.value, body={})
+        except (SecretUnavailable, SecretThrottled):
+            return False  # it is valid still, and the request that it is for will tell what is wrong
+        auth = answer.body.auth
+        if not answer.ok or auth is None:
+            token.renewable = False
+            return True
+        token.ends = asyncio.get_running_loop().time() + (auth.lease_duration or math.inf)
+        token.renewable = auth.renewable
+        return True
+
+    async def _replace(self, refused: Token) -> bool:
+        """Whether there is another token than the one that was refused, by a login if need be."""
+        async with self._alone():
+            if self._token is not refused:
+                return True
+            if self._left(refused) > 0:
+                looked = await self._vault.ask("GET", "auth/token/lookup-self", token=refused.value)
+                if looked.ok:
+                    return False  # it is valid, so the refusal was meant
+            fresh = await self._log_in()
+            if fresh.value == refused.value:
+                return False
+            self._token = fresh
+            return True
+
+    async def _log_in(self) -> Token:
+        mark = _LOGGING_IN.set(_LOGGING_IN.get() | {id(self)})
+        try:
+            return await self._method.log_in(self._vault, self.host)
+        finally:
+            _LOGGING_IN.reset(mark)
+
+    def _retire(self, token: Token) -> None:
+        self._replaced = [old for old in (*self._replaced, token) if self._left(old) > 0]
+
+    async def _revoke(self, token: Token) -> None:
+        try:
+            async with asyncio.timeout(self._vault.timeout):
+                answer = await self._vault.ask("POST", "auth/token/revoke-self", token=token.value, body={})
+        except (SecretError, TimeoutError) as error:
+            why = str(error) or f"no answer within {self._vault.timeout:g} s"
+        else:
+            if answer.ok or answer.status == 403:
+                return  # 403: it had ended before
+            why = answer.said or f"HTTP {answer.status}"
+        log = self.host.log if self.host is not None else logging.getLogger("agentrt.vault")
+        log.warning(
+            "our token at vault %s could not be revoked, it ends by itself in %.0f s: %s",
+            self._vault.host, self._left(token), why,
+        )  # fmt: skip
+
+    def _hint(self) -> str:
+        return ", or it is not valid any more: give another one" if self._method.name == "token" else ""
+
+    def _left(self, token: Token) -> float:
+        return token.ends - asyncio.get_running_loop().time()
+
+    def _alone(self) -> asyncio.Lock:
+        """The lock for logins; on another event loop, where nobody can hold it, another one."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._lock, self._loop = asyncio.Lock(), loop
+        return self._lock
