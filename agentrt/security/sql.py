@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
 from agentrt import options
-from agentrt.security.sanitize import UnsafeInput, check_line
+from agentrt.security.sanitize import UnsafeInput, check_line, check_lines
+from agentrt.security.sql_statement import Guard
 
-__all__ = ["Dialect", "sql_identifier"]
+__all__ = ["Dialect", "sql_guard", "sql_identifier"]
 
 Dialect: TypeAlias = Literal["postgres", "sqlite", "mysql", "mssql", "bigquery"]
 
@@ -100,3 +101,42 @@ def _quoted(name: str, dialect: Dialect, rule: _Rule) -> str:
         )
     doubled = name.replace(rule.doubled, rule.doubled * 2) if rule.doubled else name
     return f"{rule.opening}{doubled}{']' if dialect == 'mssql' else rule.opening}"
+
+
+def sql_guard(
+    sql: str,
+    *,
+    dialect: Dialect,
+    tables: Collection[str | Sequence[str]] | None = None,
+    functions: Collection[str] = (),
+    max_rows: int | None = None,
+    max_length: int = 20_000,
+) -> str:
+    """The statement to execute instead of `sql`, which a model wrote, if that only reads; else `UnsafeInput`.
+
+    One SELECT, UNION, INTERSECT or EXCEPT, also after WITH, passes: no other statement, no second one, no WITH that
+    changes data, INTO, FOR UPDATE, hint, placeholder or session variable. What is returned is written anew from the
+    tree that was checked, without comments; it may look different and means the same.
+
+    `tables`: the tables that may be read, as "orders", "shop.orders" or ("shop", "orders"). An entry allows what is
+    written with just these parts, so "orders" does not allow `shop.orders`. By default all, without the catalogs of
+    the database; a list is better. Postgres: names as they are stored. SQLite, SQL Server: capitals do not matter.
+    `functions`: names that are allowed beside the list of `agentrt.security.sql_functions` (on it is none that acts,
+    waits, reads files or settings, or runs text); "schema.name" for one that is called so.
+    `max_rows`: rows of the result at most: LIMIT (TOP, FETCH) is added or lowered. By default there is no limit.
+    `max_length`: characters of `sql` at most, 20,000 by default.
+
+    It is one layer of three: execute it as a role that may only read these tables, in a read-only transaction with a
+    time limit (docs/boundaries.md has the lines for Postgres and SQLite). It does not limit what a query costs, does
+    not look into views and functions that someone defined anew under a known name, and does not judge which rows may
+    be seen. Raises `UnsafeInput`, and `ConfigError` for a wrong option or if sqlglot is missing.
+    """
+    guard = Guard(dialect=dialect, tables=tables, functions=functions, max_rows=max_rows)
+    if not isinstance(sql, str):
+        raise UnsafeInput(f"the statement must be text, not {type(sql).__name__}", rule="type")
+    if len(sql) > options.count("max_length", max_length):
+        raise UnsafeInput(
+            f"the statement may have at most {max_length} characters; shorten it", rule="length"
+        )
+    check_lines(sql, "the statement")
+    return guard.check(sql)
