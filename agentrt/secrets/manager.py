@@ -1,65 +1,50 @@
-"""Resolves references to secrets: one provider call for any number of readers, kept for a while.
-
-A fetch belongs to no reader: it runs in a task of its own, outside the run that happened to be first, so that neither a
-reader's cancellation nor its deadline takes the value from the others.
-"""
+"""Resolves references to secrets: one provider call for any number of readers, kept for a while (see `cache`)."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
 
-from msgspec import Struct
-
-from agentrt import options
-from agentrt.call import ENCLOSING, RUN
 from agentrt.config import Config
-from agentrt.errors import ConfigError
-from agentrt.plugins import Host, close_plugin, open_plugin
+from agentrt.config.sections import SecretsCacheSection
+from agentrt.plugins import Host
+from agentrt.secrets.cache import Kept
+from agentrt.secrets.fetching import Fetches
 from agentrt.secrets.json_key import inside
+from agentrt.secrets.leases import Leases
 from agentrt.secrets.protocol import (
     Secret,
     SecretRef,
     SecretsProvider,
     SecretUnavailable,
-    SecretValue,
     is_reference,
 )
+from agentrt.secrets.providers import Invoke, Providers
+from agentrt.secrets.slots import Known, Slot, Watch
 
 __all__ = ["Invoke", "SecretsManager"]
 
-T = TypeVar("T")
+R = TypeVar("R", bound=str | SecretRef)
 
-GROUP = "agentrt.secrets"
 MAX_KEPT = 1000
-"""Values that are kept at a time; beyond it the one that was fetched first is forgotten."""
+"""Secrets that are kept at a time; beyond it the one that was asked for first is forgotten."""
 
-LEASE_PART = 2 / 3
-"""A leased value is fetched anew after this part of its lease."""
+REJECTED_PAUSE = 30.0
+"""Seconds: a secret is fetched anew at most so often because somebody was refused with it."""
 
-
-class Invoke(Protocol):
-    """How the manager calls a provider: the runtime's pipeline of kind "secret"."""
-
-    def __call__(
-        self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
-    ) -> Awaitable[T]: ...
-
-
-class _Kept(Struct, frozen=True, eq=False):
-    value: str
-    until: float
+REVOKE_PART = 0.6
+"""The part of the time to close in which leases are given back; the rest is for the providers."""
 
 
 class SecretsManager:
     """Gives secrets by reference.
 
     `providers`: by name, or a function that makes the provider of a name when it is first asked for. `invoke`
-    calls them. `default` ("env"): the provider of references that name none. `ttl` (3600 s): how long a value is kept;
-    a leased one at most two thirds of its lease. `host`: given to providers that have `open`. `on_value`: told
-    each value that was fetched (telemetry's redactor).
+    calls them. `default` ("env"): the provider of references that name none. `ttl` (3600 s), `jitter` (0.1), `stale`
+    (86,400 s), `negative_ttl` (30 s): as in [secrets.cache]. `host`: given to providers that have `open`.
+    `on_value`: told each value that was fetched (telemetry's redactor). `on_reveal`: told the name of each secret
+    whose value is taken out of its `Secret`; what it raises, `reveal` raises.
     """
 
     def __init__(
@@ -69,19 +54,24 @@ class SecretsManager:
         *,
         default: str = "env",
         ttl: float = 3600.0,
+        jitter: float = 0.1,
+        stale: float = 86_400.0,
+        negative_ttl: float = 30.0,
         host: Host | None = None,
         on_value: Callable[[str], object] | None = None,
+        on_reveal: Callable[[str], object] | None = None,
     ) -> None:
-        self._make = providers if callable(providers) else _from_mapping(providers)
-        self._invoke = invoke
+        self.settings = SecretsCacheSection(ttl=ttl, jitter=jitter, stale=stale, negative_ttl=negative_ttl)
+        self._providers = Providers(providers, invoke, host)
         self._default = default
-        self._ttl = options.seconds("ttl", ttl, open_=False)
-        self._host = host
         self._on_value = on_value
-        self._providers: dict[str, SecretsProvider] = {}
-        self._opening: dict[str, asyncio.Lock] = {}
-        self._kept: dict[SecretRef, _Kept] = {}
-        self._fetches: dict[SecretRef, asyncio.Task[str]] = {}
+        self._on_reveal = on_reveal
+        self._slots: dict[SecretRef, Slot] = {}
+        self._known: dict[str | SecretRef, Known] = {}
+        self._leases = Leases()
+        self._fetches = Fetches(
+            self._providers, self.settings, self._leases, made=self._made, on_value=on_value
+        )
         self._closed = False
 
     @classmethod
@@ -92,15 +82,24 @@ class SecretsManager:
         *,
         host: Host | None = None,
         on_value: Callable[[str], object] | None = None,
+        on_reveal: Callable[[str], object] | None = None,
     ) -> SecretsManager:
         """With the providers of [secrets]; each plugin is loaded when its first secret is asked for."""
+        cache = config.secrets_cache
         return cls(
             lambda name: config.secrets(name).make(),
             invoke,
             default=config.secrets_provider,
+            ttl=cache.ttl,
+            jitter=cache.jitter,
+            stale=cache.stale,
+            negative_ttl=cache.negative_ttl,
             host=host,
             on_value=on_value,
+            on_reveal=on_reveal,
         )
+
+    # --- reading ---------------------------------------------------------------------------------------
 
     async def get(self, reference: str | SecretRef) -> Secret:
         """The secret that `reference` names: `secret://...`, or a plain name for the default provider.
@@ -108,128 +107,160 @@ class SecretsManager:
         Raises the provider's errors, `SecretInvalid` for a key that is not there, `PluginError` or
         `ConfigError` for a provider that is not.
         """
-        if isinstance(reference, SecretRef):
-            ref = reference
-        else:
-            ref = SecretRef.parse(reference) if is_reference(reference) else SecretRef(reference)
-        whole = SecretRef(ref.name, ref.provider or self._default, (), ref.version)
-        kept = self._kept.get(whole)
-        if kept is not None and asyncio.get_running_loop().time() < kept.until:
-            value = kept.value
-        else:
-            value = await self._shared(whole)
-        if ref.key:
-            value = inside(value, ref)
-            if self._on_value is not None:
-                self._on_value(value)
-        return Secret(value, name=str(ref))
+        known = self._known.get(reference) or self._learn(reference)
+        kept = known.slot.kept
+        if kept is None or asyncio.get_running_loop().time() >= kept.soft:
+            kept = await self._fetches.current(known.slot)
+        if kept is known.kept and known.secret is not None:
+            return known.secret
+        known.secret, known.kept = self._made(known.ref, kept), kept
+        return known.secret
 
-    def forget(self, reference: str | SecretRef | None = None) -> None:
-        """Fetch this secret (None: every one) anew when it is next asked for."""
-        if reference is None:
-            self._kept.clear()
-            return
-        ref = reference
-        if isinstance(ref, str):
-            ref = SecretRef.parse(ref) if is_reference(ref) else SecretRef(ref)
-        self._kept.pop(SecretRef(ref.name, ref.provider or self._default, (), ref.version), None)
+    async def get_many(self, references: Iterable[R]) -> dict[R, Secret]:
+        """Several secrets, by the references as they were given; in one call per provider, if that has `get_many`.
 
-    async def aclose(self) -> None:
-        """Stop what is being fetched, forget every value and close the providers."""
-        self._closed = True
-        fetches = list(self._fetches.values())
-        for fetch in fetches:
-            fetch.cancel()
-        await asyncio.gather(*fetches, return_exceptions=True)
-        self._kept.clear()
-        problems: list[Exception] = []
-        for provider in reversed(self._providers.values()):
-            try:
-                await close_plugin(provider)
-            except Exception as error:
-                problems.append(error)
-        self._providers.clear()
-        if problems:
-            raise problems[0]
+        Raises the first error, in the order given, when all are there or have failed.
+        """
+        wanted = list(references)
+        cold: dict[str, list[Slot]] = {}
+        now = asyncio.get_running_loop().time()
+        for reference in wanted:
+            slot = (self._known.get(reference) or self._learn(reference)).slot
+            waits = slot.kept is None or now >= max(slot.kept.end, slot.kept.retry)
+            others = cold.setdefault(slot.ref.provider or "", [])
+            if waits and slot.fetch is None and now >= slot.missing_until and slot not in others:
+                others.append(slot)
+        for name, slots in cold.items():
+            if len(slots) > 1 and hasattr(await self._providers.provider(name), "get_many"):
+                self._fetches.together([slot for slot in slots if slot.fetch is None])
+        found = await asyncio.gather(*map(self.get, wanted), return_exceptions=True)
+        secrets: dict[R, Secret] = {}
+        for reference, outcome in zip(wanted, found, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            secrets[reference] = outcome
+        return secrets
 
-    # --- fetching --------------------------------------------------------------------------------------
+    async def list(self, provider: str | None = None, prefix: str = "") -> list[str]:
+        """The names of the secrets that a provider (None: the default one) has, those that begin with `prefix`.
 
-    async def _shared(self, ref: SecretRef) -> str:
-        """The value from the one fetch that is under way for all readers; cancelling a reader leaves it alone."""
-        fetch = self._fetch(ref)
-        try:
-            return await asyncio.shield(fetch)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if fetch.cancelled() and task is not None and not task.cancelling():
-                raise _closing(ref) from None  # `aclose` cancelled the fetch, nobody this reader
-            raise
-
-    def _fetch(self, ref: SecretRef) -> asyncio.Task[str]:
-        """The task that fetches `ref`; all who ask meanwhile wait for the same one."""
-        running = self._fetches.get(ref)
-        if running is not None:
-            return running
+        Raises `ConfigError` if it cannot list them.
+        """
         if self._closed:
-            raise _closing(ref)
-        context = contextvars.copy_context()
-        context.run(_leave_the_run)
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._fetched(ref), name=f"secret {ref}", context=context)
-        self._fetches[ref] = task
-        task.add_done_callback(lambda _: self._ended(ref, task))
-        return task
+            raise SecretUnavailable("secrets are not listed any more: the runtime is closing")
+        return sorted(await self._providers.list(provider or self._default, prefix))
 
-    def _ended(self, ref: SecretRef, task: asyncio.Task[str]) -> None:
-        self._fetches.pop(ref, None)
-        if not task.cancelled():
-            task.exception()  # seen here, too: all its readers may be gone
+    # --- rotation --------------------------------------------------------------------------------------
 
-    async def _fetched(self, ref: SecretRef) -> str:
-        assert ref.provider is not None
-        provider = await self._provider(ref.provider)
+    async def refresh(self, reference: str | SecretRef) -> Secret:
+        """The secret, fetched now. If that fails it raises, even where `get` would still give the kept value."""
+        await self._fetches.anew((self._known.get(reference) or self._learn(reference)).slot)
+        return await self.get(reference)
 
-        async def read() -> str | SecretValue:
-            return await provider.get(ref)
+    def invalidate(self, reference: str | SecretRef | None = None) -> None:
+        """Forget this secret (None: every one): it is fetched anew when it is next asked for."""
+        whole = None if reference is None else self._whole(self._parse(reference))
+        for slot in list(self._slots.values()) if whole is None else [self._slots.get(whole)]:
+            if slot is not None:
+                # What is being fetched is for those who wait for it, and is not kept.
+                slot.kept, slot.fetch, slot.missing_until = None, None, 0.0
+                self._fetches.plan(slot)
 
-        found = await self._invoke("secret", f"secret:{ref.provider}", read, idempotent=True)
-        value, lease = (found.value, found.ttl) if isinstance(found, SecretValue) else (found, None)
-        keep = self._ttl if lease is None else min(self._ttl, lease * LEASE_PART)
-        self._kept.pop(ref, None)
-        if len(self._kept) >= MAX_KEPT:
-            del self._kept[next(iter(self._kept))]
-        self._kept[ref] = _Kept(value, asyncio.get_running_loop().time() + keep)
-        if self._on_value is not None:
-            self._on_value(value)
-        return value
+    def on_rotate(
+        self, reference: str | SecretRef, callback: Callable[[Secret], Awaitable[None] | None]
+    ) -> Callable[[], None]:
+        """Call `callback` with the new secret whenever its value has changed; the function returned ends that.
 
-    async def _provider(self, name: str) -> SecretsProvider:
-        """The provider of this name, made and opened when it is first needed."""
-        async with self._opening.setdefault(name, asyncio.Lock()):
-            provider = self._providers.get(name)
-            if provider is None:
-                provider = self._make(name)
-                if self._host is not None:
-                    await open_plugin(GROUP, name, provider, self._host)
-                self._providers[name] = provider
-            return provider
+        The secret is then looked up when its time is over, even if nobody reads it. A callback that fails is
+        logged. One that returns a coroutine has it awaited in a task of its own.
+        """
+        known = self._known.get(reference) or self._learn(reference)
+        slot, watch = known.slot, Watch(known.ref, callback, known.slot.kept)
+        slot.watches.append(watch)
+        if slot.kept is not None:
+            self._fetches.plan(slot)
 
+        def unsubscribe() -> None:
+            if watch in slot.watches:
+                slot.watches.remove(watch)
+            if not slot.watches and (slot.kept is None or slot.kept.leased is None):
+                slot.stop_timer()
 
-def _closing(ref: SecretRef) -> SecretUnavailable:
-    return SecretUnavailable(f"{ref} is not read any more: the runtime is closing")
+        return unsubscribe
 
+    async def rejected(self, reference: str | SecretRef, value: str) -> Secret:
+        """The secret for somebody who was refused (401) with `value`: what is kept, if that is another value by now,
+        else it is fetched anew, at most once in 30 s. If it is still `value`, that is the secret, and it is wrong.
 
-def _leave_the_run() -> None:
-    RUN.set(None)
-    ENCLOSING.set(None)
+        Raises what the fetch raised.
+        """
+        slot = (self._known.get(reference) or self._learn(reference)).slot
+        secret = await self.get(reference)
+        if slot.fetch is not None and secret._value == value:
+            await self._fetches.current(slot, wait=True)
+            secret = await self.get(reference)
+        now = asyncio.get_running_loop().time()
+        if secret._value != value or (slot.rejected is not None and now < slot.rejected + REJECTED_PAUSE):
+            return secret
+        slot.rejected = now
+        return await self.refresh(reference)
 
+    # --- the end ---------------------------------------------------------------------------------------
 
-def _from_mapping(providers: Mapping[str, SecretsProvider]) -> Callable[[str], SecretsProvider]:
-    def find(name: str) -> SecretsProvider:
+    async def aclose(self, seconds: float = 5.0) -> None:
+        """Stop what is being fetched, forget every value, give the leases back, and close the providers.
+
+        `seconds`: how long it may take; leases that were not given back within six tenths of it are left to end.
+        """
+        self._closed = True
+        for slot in self._slots.values():
+            slot.stop_timer()
+            slot.kept = None
+        self._known.clear()
+        await self._fetches.aclose()
         try:
-            return providers[name]
-        except KeyError:
-            known = ", ".join(sorted(providers)) or "none"
-            raise ConfigError(f"there is no secrets provider {name!r}; there are: {known}") from None
+            await self._leases.revoke(
+                self._providers.revoke,
+                now=asyncio.get_running_loop().time(),
+                seconds=REVOKE_PART * seconds,
+            )
+        finally:
+            await self._providers.aclose()
 
-    return find
+    # --- finding ---------------------------------------------------------------------------------------
+
+    def _learn(self, reference: str | SecretRef) -> Known:
+        """The reference with its slot; another slot may have to go for it."""
+        ref = self._parse(reference)
+        whole = self._whole(ref)
+        slot = self._slots.get(whole)
+        if slot is None:
+            if len(self._slots) >= MAX_KEPT:
+                self._drop_one()
+            slot = self._slots[whole] = Slot(whole)
+        if len(self._known) >= 4 * MAX_KEPT:
+            self._known.clear()
+        known = self._known[reference] = Known(ref, slot)
+        return known
+
+    def _parse(self, reference: str | SecretRef) -> SecretRef:
+        if isinstance(reference, SecretRef):
+            return reference
+        return SecretRef.parse(reference) if is_reference(reference) else SecretRef(reference)
+
+    def _whole(self, ref: SecretRef) -> SecretRef:
+        return SecretRef(ref.name, ref.provider or self._default, (), ref.version)
+
+    def _drop_one(self) -> None:
+        slot = next((slot for slot in self._slots.values() if slot.is_idle), None)
+        if slot is None:
+            return  # all of them are in use: they go when they are not
+        slot.stop_timer()
+        del self._slots[slot.ref]
+        self._known = {key: known for key, known in self._known.items() if known.slot is not slot}
+
+    def _made(self, ref: SecretRef, kept: Kept) -> Secret:
+        value = inside(kept.value, ref)
+        if ref.key and self._on_value is not None:
+            self._on_value(value)
+        return Secret(value, name=str(ref), on_reveal=self._on_reveal)

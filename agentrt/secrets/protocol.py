@@ -14,6 +14,7 @@ Errors, and what the pipeline does with them (see `agentrt.errors`):
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
@@ -168,6 +169,9 @@ class SecretValue(Struct, frozen=True):
 class SecretsProvider(Protocol):
     """Reads secrets from one place. The constructor's keyword-only parameters are its options.
 
+    An attribute `cache_ttl` (s), if there is one, says how old its values may become, instead of [secrets.cache] ttl: a
+    file is soon read, and may change at any time.
+
     Optional: `async def open(self, host)` before the first `get`, `async def aclose(self)` at the end, and
 
         async def get_many(self, refs: Sequence[SecretRef], /) -> Mapping[SecretRef, str | SecretValue]
@@ -191,7 +195,8 @@ class SecretsProvider(Protocol):
 class _Hidden:
     """What a Secret knows and no serializer sees: only the fields of the dataclass below are its business."""
 
-    __slots__ = ("_value", "name")
+    __slots__ = ("_on_reveal", "_value", "name")
+    _on_reveal: Callable[[str], object] | None
     _value: str | None
     name: str
 
@@ -202,16 +207,20 @@ class Secret(_Hidden):
 
     repr, str, format, pickle and JSON hold a mask instead: to msgspec and other serializers this is a dataclass whose
     one field is the mask. A pickle does not hold the value, so what is unpickled has nothing to reveal. `name`
-    says which secret it is.
+    says which secret it is. `on_reveal` is told that name each time the value is taken out; what it raises, `reveal`
+    raises.
     """
 
     __slots__ = ("secret",)
     secret: str
 
-    def __init__(self, value: str, *, name: str = "") -> None:
+    def __init__(
+        self, value: str, *, name: str = "", on_reveal: Callable[[str], object] | None = None
+    ) -> None:
         object.__setattr__(self, "secret", MASK)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "_value", value)
+        object.__setattr__(self, "_on_reveal", on_reveal)
 
     def reveal(self) -> str:
         """The value itself."""
@@ -219,6 +228,8 @@ class Secret(_Hidden):
             raise ValueError(
                 f"this copy of the secret {self.name!r} was pickled: its value stayed where it was"
             )
+        if self._on_reveal is not None:
+            self._on_reveal(self.name)
         return self._value
 
     def __repr__(self) -> str:
