@@ -55,7 +55,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     "agentrt.adapters": {},
     "agentrt.engines": {},
-    "agentrt.state": {},
+    "agentrt.state": {"sqlite": "agentrt.state.sqlite:SqliteState"},
     "agentrt.rate_limits": {"memory": "agentrt.security.memory_limits:MemoryLimits"},
     "agentrt.audit": {},
 }

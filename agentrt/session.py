@@ -18,8 +18,10 @@ def _new_id() -> str:
 
 class Session(Struct, eq=False):
     """One conversation. `messages`: the finished turns, oldest first (without the instructions).
-    `state`: whatever agents keep per conversation; they keep nothing on themselves."""
+    `state`: whatever agents keep per conversation; they keep nothing on themselves. `revision`: which one is stored
+    (None: nothing is), kept by `Conversations`."""
 
     id: str = field(default_factory=_new_id)
     messages: list[Message] = []
     state: dict[str, Any] = {}
+    revision: str | None = None

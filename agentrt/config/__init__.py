@@ -35,6 +35,7 @@ from agentrt.config.sources import (
     merge_overrides,
     read_document,
 )
+from agentrt.config.state_sections import EncryptionSection, StateSection
 from agentrt.decode import Path, Text, Where, build, choices, decode, dotted, parse_text, shown
 from agentrt.errors import ConfigError
 
@@ -42,13 +43,27 @@ __all__ = ["Config", "PluginTable", "Setting", "StageOptions"]
 
 S = TypeVar("S")
 
-SECTIONS = ("run", "agent", "models", "pipeline", "secrets", "telemetry", "memory", "rate_limits", "log")
+SECTIONS = (
+    "run",
+    "agent",
+    "models",
+    "pipeline",
+    "secrets",
+    "telemetry",
+    "memory",
+    "state",
+    "encryption",
+    "rate_limits",
+    "log",
+)
 
 _OWN: Mapping[str, type[Struct]] = {
     "run": RunSection,
     "agent": AgentSection,
+    "encryption": EncryptionSection,
     "log": LogSection,
     "rate_limits": RateLimitsSection,
+    "state": StateSection,
     "telemetry": TelemetrySection,
 }
 
@@ -165,6 +180,10 @@ class Config:
         self.telemetry: TelemetrySection = self._section("telemetry", TelemetrySection, leave=backends)
         stores = [name for name, value in self._table("rate_limits").items() if isinstance(value, dict)]
         self._rate_limits: RateLimitsSection = self._section("rate_limits", RateLimitsSection, leave=stores)
+        own = [name for name in self._table("state") if name not in _fields(StateSection)]
+        self.state: StateSection = self._section("state", StateSection, leave=own)
+        self.encryption: EncryptionSection = self._section("encryption", EncryptionSection)
+        self._check_state()
         self._table("run", "limits")
         self._table("memory")
         self.secrets_cache: SecretsCacheSection = self._subsection(SecretsCacheSection, "secrets", "cache")
@@ -256,6 +275,11 @@ class Config:
         if name == self.secrets_provider and (own or name not in self._table("secrets", "providers")):
             return PluginTable("agentrt.secrets", name, name, own, self._tree.where("secrets"))
         return self._plugin("agentrt.secrets", name, "secrets", "providers", name)
+
+    def state_store(self) -> PluginTable:
+        """What stores conversations: the plugin [state] plugin, whose options are the rest of [state]."""
+        own = {name: v for name, v in self._table("state").items() if name not in _fields(StateSection)}
+        return PluginTable("agentrt.state", "state", self.state.plugin, own, self._tree.where("state"))
 
     def rate_limits(self) -> PluginTable:
         """What counts rate limits: the plugin [rate_limits] backend, with the options of [rate_limits.BACKEND]."""
@@ -361,6 +385,13 @@ class Config:
                 raise self._tree.where("telemetry").unknown(name, _fields(TelemetrySection))
             if not isinstance(value, bool):
                 self._table("telemetry", name)
+
+    def _check_state(self) -> None:
+        if self.state.encrypt and not self.encryption.references:
+            raise self._tree.where("state", "encrypt").error(
+                'state.encrypt is true, but there is no key: set [encryption] keys = ["secret://env/AGENTRT_KEY"], the '
+                "reference of a secret that `openssl rand -base64 32` made"
+            )
 
     def _check_plugins(self) -> None:
         for prefix in self._table("models"):
@@ -475,4 +506,5 @@ _SETTINGS: tuple[Path, ...] = (
     ("pipeline", "use"),
     ("memory", "path"),
     ("memory", "max_items"),
+    ("state", "path"),
 )
