@@ -57,7 +57,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "agentrt.engines": {},
     "agentrt.state": {"sqlite": "agentrt.state.sqlite:SqliteState"},
     "agentrt.rate_limits": {"memory": "agentrt.security.memory_limits:MemoryLimits"},
-    "agentrt.audit": {},
+    "agentrt.audit": {"file": "agentrt.security.audit.sinks:FileAnchor"},
 }
 """agentrt's own entry points, as pyproject.toml has them (a test compares)."""
 

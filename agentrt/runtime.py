@@ -20,6 +20,7 @@ from msgspec.structs import asdict
 
 from agentrt import events
 from agentrt.agent import Agent
+from agentrt.auditing import Auditing
 from agentrt.call import UNBOUNDED, Middleware
 from agentrt.clients import Clients
 from agentrt.clock import reader
@@ -104,6 +105,10 @@ class Runtime:
         )
         """Logs, metrics and spans of your own, and the backends that everything goes to."""
         self.rate_limits = RateLimiter.from_config(self.config, self._plugin_host)
+        self.audit = Auditing.from_config(
+            self.config, host=self._plugin_host, redactor=self.telemetry.redactor
+        )
+        """The audit log, if [audit] has a path."""
         self._pipelines = Pipelines(
             self.config,
             model_terminal=self._clients.terminal,
@@ -111,6 +116,7 @@ class Runtime:
             collect=self.telemetry.collect,
             tracing=self.telemetry.tracing,
             limiter=self.rate_limits,
+            audit=None if self.audit is None else self.audit.stage,
         )
         for name in self.config.use:
             try:
@@ -224,6 +230,8 @@ class Runtime:
     async def __aenter__(self) -> Self:
         self._check_open()
         try:
+            if self.audit is not None:
+                await self.audit.open()
             for name, backend in self.telemetry.backends:
                 if not hasattr(backend, "export"):  # those are opened in their threads
                     await open_plugin("agentrt.telemetry", name, backend, self._plugin_host)
@@ -260,6 +268,8 @@ class Runtime:
         closers: list[Closer] = [(name, _in_any_time(close)) for name, close in closing]
         # Last: what the others do at their end is told, too. It takes the time that it is given, and no more.
         closers.append(("telemetry", lambda seconds: self.telemetry.aclose(0.95 * seconds)))
+        if self.audit is not None:
+            closers.append(("the audit log", self.audit.aclose))
         self._stays, self._hosted, self._passing, self._opened = {}, {}, {}, []
         try:
             await close_all(closers)

@@ -21,6 +21,7 @@ from agentrt.config.sections import (
     KINDS,
     STAGES,
     AgentSection,
+    AuditSection,
     LogSection,
     RateLimitsSection,
     RunSection,
@@ -55,11 +56,13 @@ SECTIONS = (
     "encryption",
     "rate_limits",
     "log",
+    "audit",
 )
 
 _OWN: Mapping[str, type[Struct]] = {
     "run": RunSection,
     "agent": AgentSection,
+    "audit": AuditSection,
     "encryption": EncryptionSection,
     "log": LogSection,
     "rate_limits": RateLimitsSection,
@@ -175,6 +178,7 @@ class Config:
         self.run: RunSection = self._section("run", RunSection, leave=("limits",))
         self.agent: AgentSection = self._section("agent", AgentSection)
         self.log: LogSection = self._section("log", LogSection)
+        self.audit: AuditSection = self._section("audit", AuditSection, leave=("sinks",))
         backends = list(self._backend_tables())
         self._check_backends(backends)
         self.telemetry: TelemetrySection = self._section("telemetry", TelemetrySection, leave=backends)
@@ -259,6 +263,14 @@ class Config:
         return [
             self._plugin("agentrt.telemetry", name, "telemetry", name)
             for name, value in tables.items()
+            if _plain(value) is not False
+        ]
+
+    def audit_sinks(self) -> list[PluginTable]:
+        """The plugins that keep checkpoints elsewhere: [audit.sinks.NAME]."""
+        return [
+            self._plugin("agentrt.audit", name, "audit", "sinks", name)
+            for name, value in self._table("audit", "sinks").items()
             if _plain(value) is not False
         ]
 
@@ -398,6 +410,9 @@ class Config:
             self._table("models", prefix)
         for name in self._table("secrets", "providers"):
             self._table("secrets", "providers", name)
+        for table in self.audit_sinks():
+            if self.audit.path is None:
+                raise table.where.error(f"[audit.sinks.{table.name}] has nothing to keep: set [audit] path")
         provider = _plain(self._table("secrets").get("provider", "env"))
         where = self._tree.where("secrets", "provider")
         if not isinstance(provider, str) or not provider:

@@ -15,6 +15,7 @@ __all__ = [
     "LEVELS",
     "STAGES",
     "AgentSection",
+    "AuditSection",
     "LogOutput",
     "LogSection",
     "RateLimitsSection",
@@ -170,6 +171,50 @@ class SecretsCacheSection(Struct, frozen=True, kw_only=True):
         options.number("jitter", self.jitter, maximum=1.0)
         options.seconds("stale", self.stale, open_=False)
         options.seconds("negative_ttl", self.negative_ttl, open_=False)
+
+
+class AuditSection(Struct, frozen=True, kw_only=True):
+    """[audit]; each table [audit.sinks.NAME] is a plugin that keeps checkpoints elsewhere.
+
+    `path`: the file, whose folder is made if need be; `{pid}` in it is the process's id. Not set: no audit log.
+    `strict` (false): each operation waits until its intent is on the disk. `on_failure`: while the log cannot be written,
+    operations are refused ("refuse", the default if `strict`) or go on without ("warn", else the default).
+    `key`: of the HMAC of arguments, `signing_key`: of checkpoints (ed25519), both `secret://...` or the name of a file.
+    `checkpoint_every` (1000 records), `checkpoint_seconds` (60): a checkpoint after so many, or so long. `rotation`
+    ("64 MB"; also bytes, `false` for never). `arguments` ("hash"): "redacted" keeps them in clear without secrets,
+    "none" not at all.
+    """
+
+    path: str | None = None
+    strict: bool = False
+    on_failure: Literal["refuse", "warn"] | None = None
+    key: str | None = None
+    signing_key: str | None = None
+    checkpoint_every: int = 1000
+    checkpoint_seconds: float = 60.0
+    rotation: int | str | bool = "64 MB"
+    arguments: Literal["hash", "redacted", "none"] = "hash"
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            options.text("path", self.path)
+        if self.strict and self.on_failure == "warn":
+            raise ConfigError('strict and on_failure = "warn" contradict each other: strict refuses')
+        for name in ("key", "signing_key"):
+            value = getattr(self, name)
+            if value is not None and not any(mark in value for mark in "/.\\"):
+                # It may be the key itself: not a word of it.
+                raise ConfigError(
+                    f'{name} must be "secret://NAME" or the path of a file such as "./audit.key"'
+                )
+        options.count("checkpoint_every", self.checkpoint_every)
+        options.seconds("checkpoint_seconds", self.checkpoint_seconds)
+        _ = self.max_bytes
+
+    @property
+    def max_bytes(self) -> int | None:
+        """The size at which another file is begun, in bytes; None: never."""
+        return None if self.rotation is False else _size("rotation", self.rotation)
 
 
 class TelemetrySection(Struct, frozen=True, kw_only=True):

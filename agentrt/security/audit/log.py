@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from agentrt import options
-from agentrt.errors import ConfigError, Refused
+from agentrt.errors import ConfigError, Refused, RunLimitExceeded
 from agentrt.security.audit.acting import behind
 from agentrt.security.audit.checkpoints import SigningKey, key_id
 from agentrt.security.audit.errors import AuditUnavailable
 from agentrt.security.audit.log_file import LogFile
-from agentrt.security.audit.record import Decision, Outcome, Record, as_json, now
+from agentrt.security.audit.record import NOBODY, Decision, Outcome, Phase, Record, Who, as_json, now
 from agentrt.security.audit.segments import expanded
 from agentrt.security.audit.sinks import Sinks
 from agentrt.security.audit.tickets import Keys, Policy, Statistics, Ticket
@@ -63,10 +63,12 @@ class Operation:
         *,
         resource: str | None = None,
         duration: float | None = None,
+        unknown: bool = False,
+        trace: str | None = None,
         details: Mapping[str, str] | None = None,
     ) -> None:
         """Record the outcome: of `error` (None: it succeeded). `resource`: what it was done to in the end, if not what
-        was meant at first. `duration` (s): default, since it began."""
+        was meant at first. `duration` (s): default, since it began. `unknown`: it may still be going on."""
         outcome, decision = judged(error)
         intent = self._ticket.record
         record = Record(
@@ -77,11 +79,11 @@ class Operation:
             actor=intent.actor,
             on_behalf_of=intent.on_behalf_of,
             session=intent.session,
-            trace=intent.trace,
+            trace=intent.trace if trace is None else trace,
             run=intent.run,
             parent=intent.parent,
             decision=decision,
-            outcome=outcome,
+            outcome="unknown" if unknown else outcome,
             error=None if error is None else type(error).__name__,
             message=self._log.message(error),
             duration=round(time.monotonic() - self._started if duration is None else duration, 6),
@@ -176,12 +178,17 @@ class AuditLog:
         """Whether records go to the file; before, they are kept, as many as `queue` says."""
         return self._writer.is_running
 
-    async def open(self, secret: Callable[[str], Awaitable[str]] | None = None) -> None:
+    async def open(
+        self,
+        secret: Callable[[str], Awaitable[str]] | None = None,
+        *,
+        prepare: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         """Read the keys, lock the file and begin to write; of several calls one does it.
 
-        `secret(reference)`: resolves `secret://` references. Raises ConfigError for a key that is none,
-        AuditUnavailable if another process writes the log or, unless failures are only warned of, if it cannot be
-        written.
+        `secret(reference)`: resolves `secret://` references. `prepare`: awaited before. Raises ConfigError
+        for a key that is none, AuditUnavailable if another process writes the log or, unless failures are only warned
+        of, if it cannot be written.
         """
         if _OPENING.get() or self.is_open or self._closed:
             return
@@ -193,6 +200,8 @@ class AuditLog:
             token = _OPENING.set(True)
             try:
                 keys = await self._resolve(secret)
+                if prepare is not None:
+                    await prepare()
             finally:
                 _OPENING.reset(token)
             self._sinks.open()
@@ -250,45 +259,39 @@ class AuditLog:
         self,
         action: str,
         resource: str,
+        who: Who = NOBODY,
+        /,
         *,
-        actor: str | None = None,
-        session: str | None = None,
-        run: str | None = None,
-        parent: str | None = None,
-        trace: str | None = None,
         arguments: Any = NOTHING,
         details: Mapping[str, str] | None = None,
     ) -> Operation:
         """Record that an operation begins. Raises AuditUnavailable if the log cannot take it and refuses then.
 
-        `action`: what is done ("tool.call"); `resource`: to what. `actor`: who does it, unless `acting` says so.
+        `action`: what is done ("tool.call"); `resource`: to what. `who` does it, unless `acting` says so.
         """
-        ticket = self._ticket(
-            "intent",
-            action,
-            resource,
-            actor=actor,
-            session=session,
-            run=run,
-            parent=parent,
-            trace=trace,
-            arguments=arguments,
-            details=details,
-        )
+        ticket = self._ticket("intent", action, resource, who, arguments, details)
         self.put(ticket, refusable=True)
         return Operation(self, ticket, time.monotonic())
 
-    async def durable_intent(self, action: str, resource: str, **fields: Any) -> Operation:
+    async def durable_intent(
+        self,
+        action: str,
+        resource: str,
+        who: Who = NOBODY,
+        /,
+        *,
+        arguments: Any = NOTHING,
+        details: Mapping[str, str] | None = None,
+    ) -> Operation:
         """As `intent`, and wait until it is on the disk. Raises AuditUnavailable if it cannot be."""
-        ticket = self._ticket("intent", action, resource, **fields)
+        if _OPENING.get():
+            return self.intent(action, resource, who, arguments=arguments, details=details)
+        ticket = self._ticket("intent", action, resource, who, arguments, details)
         loop = asyncio.get_running_loop()
         on_disk: asyncio.Future[None] = loop.create_future()
-        if not _OPENING.get():
-            ticket.told = partial(_tell_loop, loop, on_disk)
+        ticket.told = partial(_tell_loop, loop, on_disk)
         self.put(ticket, refusable=True)
         operation = Operation(self, ticket, time.monotonic())
-        if ticket.told is None and _OPENING.get():
-            return operation
         try:
             await on_disk
         except asyncio.CancelledError as error:
@@ -300,31 +303,18 @@ class AuditLog:
         self,
         action: str,
         resource: str,
+        who: Who = NOBODY,
+        /,
         *,
         error: BaseException | None = None,
-        actor: str | None = None,
-        session: str | None = None,
-        run: str | None = None,
-        parent: str | None = None,
-        trace: str | None = None,
+        denied: bool = False,
         arguments: Any = NOTHING,
         details: Mapping[str, str] | None = None,
     ) -> None:
-        """Record, once, something that has happened."""
-        ticket = self._ticket(
-            "outcome",
-            action,
-            resource,
-            actor=actor,
-            session=session,
-            run=run,
-            parent=parent,
-            trace=trace,
-            arguments=arguments,
-            details=details,
-        )
+        """Record, once, something that has happened, or was `denied`."""
+        ticket = self._ticket("outcome", action, resource, who, arguments, details)
         record = ticket.record
-        record.outcome, record.decision = judged(error)
+        record.outcome, record.decision = ("failed", "denied") if denied else judged(error)
         record.error = None if error is None else type(error).__name__
         record.message = self.message(error)
         self.put(ticket)
@@ -353,30 +343,25 @@ class AuditLog:
 
     def _ticket(
         self,
-        phase: Literal["intent", "outcome"],
+        phase: Phase,
         action: str,
         resource: str,
-        *,
-        actor: str | None = None,
-        session: str | None = None,
-        run: str | None = None,
-        parent: str | None = None,
-        trace: str | None = None,
-        arguments: Any = NOTHING,
-        details: Mapping[str, str] | None = None,
+        who: Who,
+        arguments: Any,
+        details: Mapping[str, str] | None,
     ) -> Ticket:
-        who = behind()
+        acts = behind()
         record = Record(
             time=now(),
             phase=phase,
             action=action,
             resource=resource,
-            actor=who.actor or actor or "runtime",
-            on_behalf_of=who.on_behalf_of,
-            session=session,
-            trace=trace,
-            run=run,
-            parent=parent,
+            actor=acts.actor or who.actor or "runtime",
+            on_behalf_of=acts.on_behalf_of,
+            session=who.session,
+            trace=who.trace,
+            run=who.run,
+            parent=who.parent,
             decision="allowed",
             details=None if details is None else dict(details),
         )
@@ -411,7 +396,7 @@ def judged(error: BaseException | None) -> tuple[Outcome, Decision]:
         return "ok", "allowed"
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return "cancelled", "allowed"
-    if isinstance(error, Refused):
+    if isinstance(error, Refused | RunLimitExceeded):
         return "failed", "denied"
     # Others that refuse (a provider of secrets, the boundary of files) say so in their names.
     denied = any(kind.__name__.endswith("Denied") for kind in type(error).__mro__)
@@ -441,7 +426,7 @@ async def _key_bytes(
         return await asyncio.to_thread(_read, key)
     except OSError as error:
         raise ConfigError(
-            f"[audit] {name}: cannot read {key}: {error.strerror or error}; give a file, or secret://NAME"
+            f"[audit] {name}: the file that it names cannot be read ({error.strerror}); give a file, or secret://NAME"
         ) from error
 
 

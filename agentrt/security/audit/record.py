@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 __all__ = [
+    "NOBODY",
     "Checkpoint",
     "Closed",
     "Decision",
@@ -25,6 +26,8 @@ __all__ = [
     "Phase",
     "Record",
     "Recovered",
+    "Who",
+    "as_json",
     "decode",
     "encode",
     "now",
@@ -142,6 +145,18 @@ class Closed(_Line, tag="closed", kw_only=True, omit_defaults=True):
 
     prev: str = ""
 
+
+class Who(Struct, frozen=True, kw_only=True):
+    """Who does something, and in what: the fields of a `Record` of these names."""
+
+    actor: str | None = None
+    session: str | None = None
+    run: str | None = None
+    parent: str | None = None
+    trace: str | None = None
+
+
+NOBODY = Who()
 
 Line = Record | FileBegan | Opened | Checkpoint | Gap | Recovered | Closed
 
