@@ -1,4 +1,4 @@
-"""What a runtime opens when it is first asked for it: the memory, the secrets; and how plugins see the runtime."""
+"""What a runtime opens when it is first asked for it: memory, conversations, secrets; how plugins see the runtime."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from agentrt.config import Config
 from agentrt.plugins import close_plugin
 
 if TYPE_CHECKING:
+    from agentrt.conversations import Conversations
     from agentrt.memory.protocol import Memory
     from agentrt.secrets.manager import SecretsManager
 
@@ -75,6 +76,7 @@ class Resources:
         self._on_value = on_value
         self._memory = memory
         self._memory_is_given = memory is not None
+        self._conversations: Conversations | None = None
         self._secrets: SecretsManager | None = None
 
     def memory(self) -> Memory:
@@ -85,6 +87,17 @@ class Resources:
 
             self._memory = self._config.make(SqliteMemory, "memory", defaults={"path": str(DEFAULT_MEMORY)})
         return self._memory
+
+    def conversations(self) -> Conversations:
+        """The stored conversations; their store is opened at its first use."""
+        if self._conversations is None:
+            self._check_open()
+            from agentrt.conversations import Conversations
+
+            self._conversations = Conversations.from_config(
+                self._config, self._invoke, secret=self.host.secret, host=self.host
+            )
+        return self._conversations
 
     def secrets(self) -> SecretsManager:
         """The secrets, with the providers of the configuration."""
@@ -102,6 +115,8 @@ class Resources:
         closing: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
         if self._memory is not None and not self._memory_is_given:
             closing.append(("the memory", functools.partial(close_plugin, self._memory)))
+        if self._conversations is not None:
+            closing.append(("the stored conversations", self._conversations.aclose))
         if self._secrets is not None:
             closing.append(("the secrets", self._secrets.aclose))
         return closing

@@ -43,6 +43,7 @@ from agentrt.telemetry.backends import chosen
 from agentrt.telemetry.facade import RuntimeTelemetry
 
 if TYPE_CHECKING:
+    from agentrt.conversations import Conversations
     from agentrt.memory.protocol import Memory
     from agentrt.pipeline import Pipeline
     from agentrt.secrets.manager import SecretsManager
@@ -331,6 +332,11 @@ class Runtime:
     async def memory(self) -> Any:
         """The memory store, opened at first use."""
         return self._resources.memory()
+
+    @property
+    def conversations(self) -> Conversations:
+        """Stored sessions: `async with rt.conversations.open("ada") as session: ...`."""
+        return self._resources.conversations()
 
     async def secret(self, name: str) -> str:
         """The value of a secret, by name or `secret://` reference."""
