@@ -25,6 +25,7 @@ Examples:
   agentrt run my_agent:Agent -m openai:gpt-5-mini --stream "Tell me a story"
   agentrt run my_agent:Agent --jsonl "Hello" | jq .  every event as JSON
   agentrt run my_agent:Agent --trace "Hello"         where the time went
+  agentrt run my_agent:Agent --session ada "And?"    a stored conversation goes on
 """
 
 
@@ -34,6 +35,9 @@ Examples:
 @click.option("--stream", is_flag=True, help="Show text as it comes.")
 @click.option("--jsonl", is_flag=True, help="Print every event of the run as a line of JSON.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the run after this time (exit code 124).")
+@click.option(
+    "--session", metavar="ID", help="Continue the stored conversation ID, or begin it; the turn is stored."
+)
 @click.option("--trace", is_flag=True, help="Draw at the end where the time went, on stderr.")
 @click.option(
     "--trace-html",
@@ -51,6 +55,7 @@ def run(
     stream: bool,
     jsonl: bool,
     timeout: float | None,
+    session: str | None,
     trace: bool,
     page: str | None,
     traceback: bool,
@@ -81,7 +86,7 @@ def run(
             # Whoever asks for the trace of this run means this run; an explicit --set still wins.
             project["overrides"] = ("telemetry.sample=1", *project["overrides"])
         opened = open_project(terminal, **project)
-        turns = Turns(opened, terminal, timeout=timeout, full=full, trace=traced)
+        turns = Turns(opened, terminal, timeout=timeout, session=session, full=full, trace=traced)
         text = _read_message(message[0] if message else None)
         if text is None and jsonl:
             raise ConfigError("--jsonl wants a message: as an argument, or on stdin")

@@ -42,8 +42,9 @@ class Outcome(Struct, frozen=True):
 class Turns:
     """The agent of a project, in a runtime of its own that the first turn opens.
 
-    `timeout`: seconds that each turn may take (None: what agent and configuration say). `full`: whole tracebacks.
-    `trace`: shows the spans of each turn. What the agent raises is reported here, and raised nowhere.
+    `timeout`: seconds that each turn may take (None: what agent and configuration say). `session`: the id of the stored
+    conversation that the turns belong to; each is stored when it has succeeded. `full`: whole tracebacks. `trace`: shows
+    the spans of each turn. What the agent raises is reported here, and raised nowhere.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Turns:
         terminal: Terminal,
         *,
         timeout: float | None = None,
+        session: str | None = None,
         full: bool = False,
         trace: RunTrace | None = None,
     ) -> None:
@@ -59,6 +61,8 @@ class Turns:
         self._project = project
         self._terminal = terminal
         self._timeout = timeout
+        self._session_id = session
+        self._stored: Session | None = None
         self._full = full
         self._trace = trace
         self._runtime: Runtime | None = None
@@ -118,6 +122,7 @@ class Turns:
     async def _open(self, signals: Signals) -> int:
         try:
             runtime, hosted = await self._opened()
+            await self._load(runtime)
             await check_can_answer(runtime, hosted)
         except Exception as error:
             return report(error, self._terminal, full=self._full, doing=self.name)
@@ -186,6 +191,8 @@ class Turns:
     async def _answer(self, message: str, printer: Printer, session: Session | None) -> None:
         runtime, hosted = await self._opened()
         limits = self._limits(runtime, hosted)
+        stored = await self._load(runtime)
+        session = stored or session
         stream = runtime.stream(hosted, message, session=session, limits=limits, deltas=printer.deltas)
         self._stream = stream
         try:
@@ -197,7 +204,15 @@ class Turns:
         finally:
             self._stream = None
         printer.result(stream.result)
+        if stored is not None:
+            await runtime.conversations.save(stored)
         self._warn_of_models_without_effect()
+
+    async def _load(self, runtime: Runtime) -> Session | None:
+        """The stored conversation; None if the turns belong to none."""
+        if self._session_id is not None and self._stored is None:
+            self._stored = await runtime.conversations.load(self._session_id)
+        return self._stored
 
     def _warn_of_models_without_effect(self) -> None:
         models = self._project.models
