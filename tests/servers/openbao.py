@@ -71,9 +71,9 @@ class OpenBao(Program):
         version: int = self.do("POST", f"{mount}/data/{path}", {"data": data})["data"]["version"]
         return version
 
-    def policy(self, rules: Mapping[str, Sequence[str]]) -> str:
-        """A policy with these capabilities by path; its name."""
-        name = f"policy-{secrets.token_hex(4)}"
+    def policy(self, rules: Mapping[str, Sequence[str]], *, name: str | None = None) -> str:
+        """A policy with these capabilities by path, new or in place of the one called `name`; its name."""
+        name = name or f"policy-{secrets.token_hex(4)}"
         text = {"path": {path: {"capabilities": list(able)} for path, able in rules.items()}}
         self.do("PUT", f"sys/policies/acl/{name}", {"policy": json.dumps(text)})
         return name

@@ -136,7 +136,7 @@ class VaultSecrets:
         # Of a static account the data tell in how many seconds its password will be changed.
         data = answer.data()
         changes = data.get("ttl") if isinstance(data, dict) else None
-        return SecretValue(value, ttl=float(changes) if changes else None)
+        return SecretValue(value, ttl=None if changes is None else max(float(changes), ROUNDING))
 
     # --- leases --------------------------------------------------------------------------------------------
 

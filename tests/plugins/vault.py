@@ -1,0 +1,84 @@
+"""What the tests of agentrt-vault share: a provider from open to aclose, and roles that make accounts in Postgres."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from agentrt_vault import VaultSecrets
+from servers.openbao import OpenBao
+from servers.postgres import Database
+
+from agentrt.secrets import SecretRef, SecretValue
+from agentrt.testing.plain_host import PlainHost
+
+CREATE = "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"
+RENEW = "ALTER ROLE \"{{name}}\" VALID UNTIL '{{expiration}}'"
+
+
+def ref(text: str) -> SecretRef:
+    """A reference as the provider gets it: `app/db?version=2`. The key is the manager's business."""
+    return SecretRef.parse(f"secret://vault/{text}")
+
+
+def data_of(found: SecretValue) -> Any:
+    return msgspec.json.decode(found.value)
+
+
+@asynccontextmanager
+async def opened(
+    server: OpenBao, *, secrets: Mapping[str, str] | None = None, **given: Any
+) -> AsyncGenerator[VaultSecrets]:
+    """A provider of `server`, by its root token unless another way to log in is given."""
+    ways = {"token", "token_file", "approle", "jwt", "kubernetes"} & given.keys()
+    given = {"url": server.url, **({} if ways else {"token": server.token}), **given}
+    provider = VaultSecrets(**given)
+    await provider.open(PlainHost(secrets))
+    try:
+        yield provider
+    finally:
+        await provider.aclose()
+
+
+def account_role(
+    server: OpenBao, database: Database, *, ttl: str = "1h", max_ttl: str = "24h"
+) -> tuple[str, str]:
+    """(mount, role): an engine that makes accounts in `database`, with leases of `ttl`."""
+    mount = server.mount("database")
+    role = f"role{secrets.token_hex(4)}"
+    place = f"{database.server.host}:{database.server.port}/{database.name}"
+    server.do(
+        "POST",
+        f"{mount}/config/pg",
+        {
+            "plugin_name": "postgresql-database-plugin",
+            "allowed_roles": "*",
+            "connection_url": f"postgresql://{{{{username}}}}:{{{{password}}}}@{place}",
+            "username": database.server.admin,
+            "password": database.server.password,
+        },
+    )
+    server.do(
+        "POST",
+        f"{mount}/roles/{role}",
+        {
+            "db_name": "pg",
+            "creation_statements": [CREATE],
+            "renew_statements": [RENEW],
+            "default_ttl": ttl,
+            "max_ttl": max_ttl,
+        },
+    )
+    return mount, role
+
+
+def approle(server: OpenBao, **settings: Any) -> tuple[str, str, str]:
+    """(mount, role_id, secret_id) of a new role of a new AppRole mount."""
+    mount = server.mount("approle", auth=True)
+    server.do("POST", f"auth/{mount}/role/app", settings)
+    role_id = server.do("GET", f"auth/{mount}/role/app/role-id")["data"]["role_id"]
+    secret_id = server.do("POST", f"auth/{mount}/role/app/secret-id", {})["data"]["secret_id"]
+    return mount, role_id, secret_id
