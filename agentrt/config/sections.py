@@ -177,8 +177,8 @@ class AuditSection(Struct, frozen=True, kw_only=True):
     """[audit]; each table [audit.sinks.NAME] is a plugin that keeps checkpoints elsewhere.
 
     `path`: the file, whose folder is made if need be; `{pid}` in it is the process's id. Not set: no audit log.
-    `strict` (false): each operation waits until its intent is on the disk. `on_failure`: while the log cannot be written,
-    operations are refused ("refuse", the default if `strict`) or go on without ("warn", else the default).
+    `strict` (false): each operation waits until its intent is on the disk. `on_failure`: while the log cannot be
+    written, operations are refused ("refuse", the default if `strict`) or go on without ("warn", else the default).
     `key`: of the HMAC of arguments, `signing_key`: of checkpoints (ed25519), both `secret://...` or the name of a file.
     `checkpoint_every` (1000 records), `checkpoint_seconds` (60): a checkpoint after so many, or so long. `rotation`
     ("64 MB"; also bytes, `false` for never). `arguments` ("hash"): "redacted" keeps them in clear without secrets,

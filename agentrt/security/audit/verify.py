@@ -1,0 +1,446 @@
+"""Verification: whether a log is as it was written, and which line is not.
+
+Files are read line by line, one after the other; memory does not grow with the log. What the result does not show is
+among its notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import msgspec
+from msgspec import Struct
+
+from agentrt.errors import ConfigError
+from agentrt.security.audit.chain import GENESIS, TAIL, own_hash
+from agentrt.security.audit.checkpoints import SIGNATURE, PublicKey
+from agentrt.security.audit.record import Checkpoint, FileBegan, Gap, Recovered, decode
+from agentrt.security.audit.segments import segments
+
+__all__ = ["Kind", "Problem", "Report", "anchored", "verify"]
+
+MAX_LINE = 16_000_000
+"""Bytes: no line of ours is as long."""
+TOLD = 50
+"""So many problems, and notes of each kind, are told; the others are counted."""
+
+Kind = Literal["edited", "missing", "order", "rebuilt", "checkpoint", "truncated", "foreign"]
+
+
+class Problem(Struct, frozen=True):
+    """What is wrong with one line. `line`: its number in `file`, from 1. `seq`: the record's, if it has one.
+
+    `kind`: "edited" (it has not the hash that it says), "missing" (records before it are not there), "order" (it
+    stands where it was not written), "rebuilt" (it was replaced, and its hash made anew), "checkpoint" (forged, or of
+    something else), "truncated" (the end is cut off), "foreign" (no line of a log).
+    """
+
+    file: str
+    line: int
+    seq: int | None
+    kind: Kind
+    message: str
+
+    def __str__(self) -> str:
+        record = "" if self.seq is None else f", record {self.seq:,}"
+        return f"{self.file}:{self.line}{record}: {self.kind}: {self.message}"
+
+
+class Report(Struct, kw_only=True):
+    """What a verification found. `records`: the lines that were read. `signed`: whether signatures were looked at;
+    `signed_through`: the last record that a good one covers. `anchored_through`: the last record that an anchor covers.
+    `closed`: the log was closed as it should. `problems`: the first ones; `problem_count`: all. `notes`: what else
+    there is to know, and what was not shown."""
+
+    path: str
+    log: str | None = None
+    files: int = 0
+    records: int = 0
+    first: int | None = None
+    last: int | None = None
+    checkpoints: int = 0
+    signed: bool = False
+    signed_through: int = 0
+    anchored_through: int | None = None
+    closed: bool = False
+    problems: list[Problem] = []
+    problem_count: int = 0
+    notes: list[str] = []
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong with it, as far as was shown."""
+        return not self.problem_count
+
+
+class _Place(Struct, frozen=True):
+    file: str
+    line: int
+
+
+class _Head(Struct):
+    """As much of a line as its place in the chain needs."""
+
+    seq: int
+    prev: str
+    type: str
+
+
+_heads = msgspec.json.Decoder(_Head)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    public_key: PublicKey | None = None,
+    anchor: str | os.PathLike[str] | None = None,
+    pruned: bool = False,
+) -> Report:
+    """Verify the log at `path`, with the files before it.
+
+    `public_key`: of the checkpoints; without it only the chain is looked at. `anchor`: a file with checkpoints that
+    were kept elsewhere. `pruned`: older files were removed on purpose. Raises ConfigError if there is no such log.
+    """
+    base = Path(path)
+    files = segments(base)
+    if not files:
+        raise ConfigError(f"there is no audit log {base}")
+    anchors = None if anchor is None else anchored(Path(anchor))
+    reader = _Reader(Report(path=str(base), signed=public_key is not None), public_key, anchors, pruned)
+    for number, file in enumerate(files, start=1):
+        reader.read(file, is_last=number == len(files))
+    return reader.finish()
+
+
+def anchored(path: Path) -> Iterator[tuple[Checkpoint, bytes]]:
+    """The checkpoints that an anchor keeps, each with its line. Raises ConfigError if it cannot be read."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"cannot read the anchor {path}: {error.strerror}") from error
+    return _anchored(file)
+
+
+def _anchored(file: BinaryIO) -> Iterator[tuple[Checkpoint, bytes]]:
+    with file:
+        for line in file:
+            try:
+                item = decode(line)
+            except msgspec.DecodeError:
+                continue  # half a line, left by a process that was killed
+            if isinstance(item, Checkpoint):
+                yield item, line.rstrip(b"\n")
+
+
+class _Reader:
+    """Goes through the lines of a log, in order."""
+
+    def __init__(
+        self,
+        report: Report,
+        key: PublicKey | None,
+        anchors: Iterator[tuple[Checkpoint, bytes]] | None,
+        pruned: bool,
+    ) -> None:
+        self.report = report
+        self._key = key
+        self._pruned = pruned
+        self._anchors = None if anchors is None else _Anchors(anchors, key, self)
+        self._seq = 0
+        self._heads: tuple[str, ...] = (GENESIS,)
+        """What the next line may say is before it; nothing: anything."""
+        self._checkpoint: tuple[int, str | None] = (0, None)
+        self._number = 0
+        self._before = _Place(report.path, 0)
+        self._counted: dict[str, int] = {}
+
+    # --- lines -----------------------------------------------------------------------------------------------
+
+    def read(self, path: Path, *, is_last: bool) -> None:
+        """Read one file."""
+        name, number = str(path), 0
+        report = self.report
+        report.files += 1
+        sha256, decode_head, end = hashlib.sha256, _heads.decode, -TAIL - 1
+        with path.open("rb", buffering=1 << 20) as file:
+            while line := file.readline(MAX_LINE):
+                number += 1
+                if not line.endswith(b"\n"):
+                    self._torn(name, number, is_last=is_last)
+                    continue
+                digest = sha256(line[:end]).hexdigest()
+                if line[end:] != b',"hash":"%s"}\n' % digest.encode():
+                    self._edited(_Place(name, number), line[:-1], digest)
+                    continue
+                try:
+                    head = decode_head(line)
+                except msgspec.DecodeError:
+                    self._tell("foreign", _Place(name, number), None, "it is no line of an audit log")
+                    self._heads = (digest,)
+                    continue
+                if head.seq != self._seq + 1 or head.prev not in self._heads:
+                    self._misplaced(_Place(name, number), head)
+                self._seq, self._heads = head.seq, (digest,)
+                if report.first is None:
+                    report.first = head.seq
+                if head.type != "record" or number == 1:
+                    self._special(_Place(name, number), head, line[:-1], digest)
+                self._before = _Place(name, number)  # for what the next line may say of this one
+        report.records += number
+
+    def _torn(self, name: str, number: int, *, is_last: bool) -> None:
+        if is_last:
+            self.report.records -= 1
+            self._note(
+                "torn", f"{name}:{number}: the end of a line that was never finished; it was not committed"
+            )
+        else:
+            self._tell("edited", _Place(name, number), self._seq + 1, "the line has no end")
+
+    def _edited(self, place: _Place, line: bytes, digest: str) -> None:
+        """A line that has not the hash that it says; what follows may go on from either."""
+        said = own_hash(line)
+        try:
+            head = _heads.decode(line)
+        except msgspec.DecodeError:
+            self._tell("edited", place, self._seq + 1, "it is no line of an audit log any more")
+            self._seq, self._heads = self._seq + 1, ()
+            return
+        self._tell("edited", place, head.seq, "it was changed: it has not the hash that it says")
+        if said is not None and head.prev not in self._heads and self._heads:
+            self._misplaced(place, head)
+        self._seq, self._heads = head.seq, (digest,) if said is None else (digest, said)
+        self._before = place
+        if head.type == "checkpoint":
+            self._checkpoint = (self._checkpoint[0] + 1, said)
+        if self.report.first is None:
+            self.report.first = head.seq
+
+    def _misplaced(self, place: _Place, head: _Head) -> None:
+        """A line that does not follow from the one before it."""
+        expected = self._seq + 1
+        if self.report.first is None:
+            if self._pruned and head.type == "file":
+                self._note("pruned", f"records 1 to {head.seq - 1:,} were removed before {place.file}")
+            else:
+                what = (
+                    f"records 1 to {head.seq - 1:,} are not there"
+                    if head.seq > 1
+                    else "it is not the first line"
+                )
+                self._tell("missing", place, head.seq, f"{what}; --pruned says that older files may be gone")
+        elif head.seq > expected:
+            count = head.seq - expected
+            which = (
+                f"record {expected:,} is" if count == 1 else f"records {expected:,} to {head.seq - 1:,} are"
+            )
+            self._tell("missing", place, head.seq, f"{which} not there")
+        elif head.seq < expected:
+            self._tell("order", place, head.seq, f"it stands where record {expected:,} should")
+        elif self._heads:
+            self._tell(
+                "rebuilt",
+                self._before,
+                self._seq,
+                f"it is not the one that record {head.seq:,} was written after: "
+                "it was replaced, and its hash made anew",
+            )
+
+    # --- lines that are no records -----------------------------------------------------------------------------
+
+    def _special(self, place: _Place, head: _Head, line: bytes, digest: str) -> None:
+        self.report.closed = head.type == "closed" or (head.type == "checkpoint" and self.report.closed)
+        try:
+            item = decode(line)
+        except msgspec.DecodeError as error:
+            self._tell("foreign", place, head.seq, f"it is no line of an audit log: {error}")
+            return
+        if isinstance(item, FileBegan):
+            self._file(place, item)
+        elif place.line == 1:
+            self._tell("missing", place, head.seq, "the first line of the file is not there")
+        if isinstance(item, Checkpoint):
+            self._signed(place, item, line, digest)
+        elif isinstance(item, Gap):
+            lost = (
+                f"{item.lost:,} operations have no record"
+                if item.lost
+                else "no operation is without a record"
+            )
+            refused = f", {item.refused:,} were refused" if item.refused else ""
+            self._note("gap", f"{place.file}:{place.line}: {lost}{refused} since {item.since}: {item.reason}")
+        elif isinstance(item, Recovered):
+            self._note(
+                "recovered",
+                f"{place.file}:{place.line}: a process was killed while it wrote; {item.bytes} "
+                "bytes of a line were cut off",
+            )
+
+    def _file(self, place: _Place, item: FileBegan) -> None:
+        report = self.report
+        if report.log is None:
+            report.log = item.log
+            if item.number > 1:  # what is before was told of already
+                self._checkpoint = (item.checkpoint, item.checkpoint_hash)
+            if self._anchors is not None:
+                self._anchors.begin(item.log, after=item.checkpoint)
+        elif item.log != report.log:
+            self._tell("foreign", place, item.seq, f"the file is of another log, {item.log}")
+        elif (item.checkpoint, item.checkpoint_hash) != self._checkpoint:
+            self._tell(
+                "checkpoint", place, item.seq, "it names another last checkpoint than the file before has"
+            )
+            self._checkpoint = (item.checkpoint, item.checkpoint_hash)
+        if place.line != 1:
+            self._tell("order", place, item.seq, "the first line of a file stands in the middle of one")
+        elif self._number and item.number != self._number + 1:
+            self._tell("missing", place, item.seq, f"it is file {item.number}, after file {self._number}")
+        self._number = item.number
+
+    def _signed(self, place: _Place, item: Checkpoint, line: bytes, digest: str) -> None:
+        report = self.report
+        report.checkpoints += 1
+        number, before = self._checkpoint
+        bad = None
+        if item.log != report.log:
+            bad = "it is of another log"
+        elif item.count != item.seq - 1:
+            bad = f"it says that {item.count:,} records are before it"
+        elif item.number != number + 1 or item.previous != before:
+            bad = f"it does not follow checkpoint {number}"
+        elif self._key is not None and not _is_signed(line, item, self._key):
+            bad = f"it is not signed by the key {self._key.id}"
+        if bad is not None:
+            self._tell("checkpoint", place, item.seq, f"checkpoint {item.number}: {bad}")
+        elif self._key is not None and not report.problem_count:
+            report.signed_through = item.seq
+        self._checkpoint = (item.number, digest)
+        if self._anchors is not None:
+            self._anchors.meet(place, item, digest)
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def finish(self) -> Report:
+        """What was found, with what was not shown."""
+        report = self.report
+        report.last = self._seq
+        if self._anchors is not None:
+            self._anchors.finish(self._before, self._seq)
+        if report.log is None and report.records:
+            self._tell("foreign", _Place(report.path, 1), None, "it has no first line of an audit log")
+        if self._key is not None and not report.checkpoints:
+            self._tell("checkpoint", self._before, self._seq, f"nothing is signed by the key {self._key.id}")
+        for kind, count in self._counted.items():
+            if count > TOLD:
+                report.notes.append(f"{count - TOLD:,} more notes of the kind {kind!r}")
+        if not report.closed:
+            report.notes.append("the log is still open, or the process that wrote it was killed")
+        if self._key is None:
+            report.notes.append(
+                "no public key: the chain was verified, but whoever could write the files could have made it all anew, "
+                "or cut off the end"
+            )
+        elif report.signed_through < self._seq and report.ok:
+            report.notes.append(
+                f"the records after {report.signed_through:,} are not signed yet: they could have been made anew or cut"
+            )
+        if self._anchors is None:
+            report.notes.append(
+                "no anchor: if the end was cut off together with its checkpoints, this does not show"
+            )
+        return report
+
+    def _tell(self, kind: Kind, place: _Place, seq: int | None, message: str) -> None:
+        report = self.report
+        report.problem_count += 1
+        if len(report.problems) < TOLD:
+            report.problems.append(Problem(place.file, place.line, seq, kind, message))
+
+    def _note(self, kind: str, message: str) -> None:
+        self._counted[kind] = self._counted.get(kind, 0) + 1
+        if self._counted[kind] <= TOLD:
+            self.report.notes.append(message)
+
+    tell = _tell
+
+
+class _Anchors:
+    """Compares the checkpoints of a log with those that were kept elsewhere; both come in order."""
+
+    def __init__(
+        self, source: Iterator[tuple[Checkpoint, bytes]], key: PublicKey | None, reader: _Reader
+    ) -> None:
+        self._source = source
+        self._key = key
+        self._reader = reader
+        self._log: str | None = None
+        self._next: tuple[Checkpoint, str] | None = None
+        self._met = 0
+
+    def begin(self, log: str, *, after: int) -> None:
+        """The log is known, and what is before its first file."""
+        self._log = log
+        self._advance()
+        while self._next is not None and self._next[0].number <= after:
+            self._met += 1
+            self._advance()
+
+    def meet(self, place: _Place, item: Checkpoint, digest: str) -> None:
+        """A checkpoint of the log."""
+        while self._next is not None and self._next[0].number < item.number:
+            kept = self._next[0]
+            self._reader.tell(
+                "checkpoint", place, item.seq, f"checkpoint {kept.number}, which the anchor has, is not there"
+            )
+            self._advance()
+        while self._next is not None and self._next[0].number == item.number:
+            self._met += 1
+            if self._next[1] != digest:
+                self._reader.tell(
+                    "checkpoint",
+                    place,
+                    item.seq,
+                    f"checkpoint {item.number} is not the one that the anchor has: what is before it was made anew",
+                )
+            else:
+                self._reader.report.anchored_through = item.seq
+            self._advance()
+
+    def finish(self, place: _Place, seq: int) -> None:
+        """The log is over; nothing may be left."""
+        last = None
+        while self._next is not None:
+            last = self._next[0]
+            self._met += 1
+            self._advance()
+        if last is not None:
+            self._reader.tell(
+                "truncated",
+                place,
+                seq,
+                f"the log ends here, but the anchor has checkpoint {last.number}, of record {last.seq:,}: "
+                "what was written after this was cut off",
+            )
+        elif not self._met:
+            self._reader.tell("truncated", place, seq, "the anchor has no checkpoint of this log")
+
+    def _advance(self) -> None:
+        """To the next checkpoint of this log that is what it says."""
+        self._next = None
+        for item, line in self._source:
+            hashed = hashlib.sha256(line[:-TAIL]).hexdigest()
+            if item.log != self._log or own_hash(line) != hashed:
+                continue
+            if self._key is not None and not _is_signed(line, item, self._key):
+                continue  # somebody else's: it proves nothing
+            self._next = (item, hashed)
+            return
+
+
+def _is_signed(line: bytes, item: Checkpoint, key: PublicKey) -> bool:
+    body, found, _ = line.rpartition(SIGNATURE)
+    return bool(found) and key.verifies(body, item.signature)
