@@ -43,8 +43,8 @@ class Turns:
     """The agent of a project, in a runtime of its own that the first turn opens.
 
     `timeout`: seconds that each turn may take (None: what agent and configuration say). `session`: the id of the stored
-    conversation that the turns belong to; each is stored when it has succeeded. `full`: whole tracebacks. `trace`: shows
-    the spans of each turn. What the agent raises is reported here, and raised nowhere.
+    conversation that the turns belong to; each is stored when it has succeeded. `full`: whole tracebacks. `trace`:
+    shows the spans of each turn. What the agent raises is reported here, and raised nowhere.
     """
 
     def __init__(
