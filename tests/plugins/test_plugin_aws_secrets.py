@@ -11,6 +11,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ from servers.programs import Moto
 
 from agentrt import plugins
 from agentrt.config import Config
-from agentrt.context import Context
 from agentrt.errors import AgentrtError, ConfigError
 from agentrt.runtime import Runtime
 from agentrt.secrets import (
@@ -35,8 +35,10 @@ from agentrt.secrets import (
 )
 from agentrt.testing.secrets_suite import SecretsProviderTests
 from plugins.aws import Front, aws_error, lead, without_credentials
+from plugins.secret_readers import VALUE, Crowd, Reader
+from plugins.secret_readers import ref as secret_ref
 
-VALUE = "s3cr3t-of-the-tests"
+ref = partial(secret_ref, "aws")
 
 
 @pytest.fixture
@@ -61,10 +63,6 @@ async def managed(moto: Moto, operation: str, **request: Any) -> dict[str, Any]:
 
 def token() -> str:
     return str(uuid.uuid4())
-
-
-def ref(text: str) -> SecretRef:
-    return SecretRef.parse(f"secret://aws/{text}")
 
 
 async def read(text: str, **options: Any) -> SecretValue:
@@ -410,21 +408,6 @@ async def test_the_first_readers_at_once_make_one_client(front: Front, moto: Mot
 
 
 # ---------------------------------------------------------------------------------------------- in a runtime
-class Reader:
-    """An agent that asks for the secret that the message names, `readers` times at once."""
-
-    readers = 1
-
-    async def run(self, message: str, ctx: Context) -> str:
-        found = await asyncio.gather(*(ctx.secret(message) for _ in range(self.readers)))
-        assert len(set(found)) == 1
-        return f"{len(found)} readers got {len(found[0])} characters"
-
-
-class Crowd(Reader):
-    readers = 500
-
-
 @pytest.mark.asyncio
 async def test_an_agent_reads_what_the_configuration_leads_to(front: Front, moto: Moto) -> None:
     stored = json.dumps({"user": "app", "password": VALUE})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -45,10 +46,9 @@ class Endpoint:
         except ValueError:
             raise wrong from None
         self.plain = parts.scheme == "http"
-        local = host == "localhost" or (host or "").startswith("127.") or host == "::1"
         if not host or parts.scheme not in ("https", "http") or parts.path.strip("/") or parts.query:
             raise wrong
-        if self.plain and not local:
+        if self.plain and not _is_this_machine(host):
             raise ConfigError(
                 f"endpoint {value!r} has no TLS; http:// is only for an emulator on this machine: take https://"
             )
@@ -114,7 +114,10 @@ class GcpClient:
         if self.endpoint.plain:
             return transport, lambda: grpc.aio.insecure_channel(self.endpoint.target, options=CHANNEL_OPTIONS)
         if self._credentials is None:
-            self._credentials, self.project = self._found_credentials()
+            credentials, self.project = self._found_credentials()
+            # As Google's client has it: a service account signs its own tokens and asks nobody for them.
+            signing = getattr(credentials, "with_always_use_jwt_access", None)
+            self._credentials = credentials if signing is None else signing(True)
         roots = None if self.ca_file is None else _read("ca_file", self.ca_file)
         return transport, lambda: transport.create_channel(
             self.endpoint.target,
@@ -124,15 +127,22 @@ class GcpClient:
         )
 
     def _found_credentials(self) -> tuple[Any, str | None]:
+        if self.credentials_file is not None:
+            from agentrt_gcp.credentials import from_file
+
+            return from_file(_read("credentials_file", self.credentials_file), SCOPES)
         import google.auth
 
         auth: Any = google.auth  # partly without types
-        if self.credentials_file is None:
-            credentials, project = auth.default(scopes=SCOPES)
-        else:
-            _read("credentials_file", self.credentials_file)
-            credentials, project = auth.load_credentials_from_file(self.credentials_file, scopes=SCOPES)
+        credentials, project = auth.default(scopes=SCOPES)
         return credentials, project
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _read(option: str, path: str) -> bytes:

@@ -50,7 +50,7 @@ def _answered(error: exceptions.GoogleAPICallError, what: str, needs: str) -> Ag
     said = _said(str(error.message))
     if said.startswith(PLUGIN_FAILED):
         return _no_token(said, what)
-    head = f"{what}: GCP answered {type(error).__name__}" + (f": {said}" if said else "")
+    head = f"{what}: {type(error).__name__} from GCP Secret Manager" + (f": {said}" if said else "")
     if isinstance(error, exceptions.NotFound):
         return SecretNotFound(f"{head}. Check the name, the version and `project`")
     if isinstance(error, exceptions.FailedPrecondition):
