@@ -38,7 +38,11 @@ __all__ = [
 T = TypeVar("T")
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
-    "agentrt.secrets": {"env": "agentrt.secrets.env:Env"},
+    "agentrt.secrets": {
+        "dotenv": "agentrt.secrets.dotenv:Dotenv",
+        "env": "agentrt.secrets.env:Env",
+        "file": "agentrt.secrets.file:File",
+    },
     "agentrt.telemetry": {
         "console": "agentrt.telemetry.console:Console",
         "file": "agentrt.telemetry.file:File",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agentrt.secrets.protocol import SecretInvalid, SecretNotFound, SecretRef
 
@@ -30,3 +30,8 @@ class Env:
         if not value:
             raise SecretInvalid(f"{ref}: the environment variable {variable} is empty")
         return value
+
+    async def list(self, prefix: str = "", /) -> Sequence[str]:
+        """The variables that begin with the `prefix` of this provider, without it, and with `prefix` then."""
+        start = self.prefix + prefix
+        return sorted(name[len(self.prefix) :] for name in self._environ if name.startswith(start))

@@ -1,0 +1,76 @@
+"""Reading a file that holds secrets: a regular one, not too large, UTF-8 text; each failure is one of our errors."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+
+from agentrt.secrets.protocol import (
+    SecretDenied,
+    SecretError,
+    SecretInvalid,
+    SecretNotFound,
+    SecretRef,
+    SecretUnavailable,
+)
+
+__all__ = ["WritableFiles", "failure", "read_text"]
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+_NOT_PERMITTED = (errno.EACCES, errno.EPERM)
+
+_log = logging.getLogger("agentrt.secrets")
+
+
+class WritableFiles:
+    """Warns once for each file that everybody may write: whoever does chooses the secret."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def look(self, path: str, mode: int) -> None:
+        if mode & stat.S_IWOTH and path not in self._told:
+            self._told.add(path)
+            _log.warning("everybody may write the file %s, which holds a secret: chmod o-w it", path)
+
+
+def read_text(ref: SecretRef, path: str, *, limit: int, files: WritableFiles) -> str:
+    """The text of the file at `path`, whose symbolic links have been resolved. Blocks.
+
+    Raises the errors of `failure`; `SecretInvalid` for anything but a regular file of at most `limit` bytes of UTF-8.
+    """
+    try:
+        # Not blocking: a FIFO would wait for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise failure(ref, error) from error
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise SecretInvalid(f"{ref}: it is no regular file")
+        files.look(path, status.st_mode)
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise failure(ref, error) from error
+    if len(data) > limit:
+        raise SecretInvalid(f"{ref}: the file is larger than {limit:,} bytes; set max_bytes if that is meant")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        # Not chained: the error holds what was read.
+        raise SecretInvalid(f"{ref}: the file is not UTF-8 text") from None
+
+
+def failure(ref: SecretRef, error: OSError) -> SecretError:
+    """Our error for one of the file system's."""
+    why = error.strerror or type(error).__name__
+    if error.errno in _ABSENT:
+        return SecretNotFound(f"{ref}: there is no such file")
+    if error.errno in _NOT_PERMITTED:
+        return SecretDenied(f"{ref}: the file may not be read by this user ({why})")
+    if error.errno == errno.ELOOP:
+        return SecretInvalid(f"{ref}: its symbolic links lead nowhere")
+    return SecretUnavailable(f"{ref}: the file cannot be read now ({why})")
