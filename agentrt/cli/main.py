@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": "Draw what every call of an agent goes through.",
     "check": "Find out what is wrong before running anything.",
     "trace": "Show a stored run: where its time went, what failed.",
+    "audit": "Verify an audit log, and show what is in it.",
     "plugins": "List plugins, with version and state.",
     "secrets": "Look at secrets without showing them; find them in files.",
     "models": "List and fetch the models that run here.",
