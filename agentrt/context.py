@@ -32,6 +32,7 @@ from agentrt.record_events import as_event, describe
 from agentrt.session import Session
 
 if TYPE_CHECKING:
+    from agentrt.auditing import Auditing
     from agentrt.pipeline import Pipeline
     from agentrt.stream import Stream
     from agentrt.telemetry.facade import RuntimeTelemetry
@@ -71,6 +72,8 @@ class Services(Protocol):
     def tools_of(self, agent: Any) -> dict[str, Tool[..., Any]]: ...
 
     telemetry: RuntimeTelemetry
+
+    audit: Auditing | None
 
 
 class Context:
@@ -371,6 +374,11 @@ class Context:
     def telemetry(self) -> RuntimeTelemetry:
         """Where this run reports to."""
         return self._services.telemetry
+
+    @property
+    def audit(self) -> Auditing | None:
+        """The runtime's audit log, if there is one."""
+        return self._services.audit
 
     @property
     def is_watched(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from msgspec import Struct
@@ -39,7 +40,14 @@ class RunResult(Struct, frozen=True, eq=False):
         )
 
 
-async def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> RunResult:
+def execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> Coroutine[Any, Any, RunResult]:
+    """Run `hosted` on a message, recorded if there is an audit log."""
+    if ctx.audit is None:
+        return _execute(ctx, hosted, message)
+    return ctx.audit.run(ctx, message, lambda: _execute(ctx, hosted, message))
+
+
+async def _execute(ctx: Context, hosted: Hosted, message: str | list[Part]) -> RunResult:
     if not isinstance(message, str | list):
         raise ConfigError(f"the message must be text or a list of parts, not {message!r}")
     if not message or (isinstance(message, str) and not message.strip()):

@@ -41,6 +41,7 @@ ORDER = (
     "fallback",
     "cache",
     "telemetry",
+    "audit",
 )
 """Every place in the pipeline, from the call outward. Whatever waits stands outside the circuit breaker: its wait is
 not the target's latency, and a queued attempt meets the breaker when it starts."""

@@ -79,12 +79,14 @@ class Pipelines:
         collect: Callable[[Call[Any]], object] | None,
         tracing: Tracing | None = None,
         limiter: RateLimiter | None = None,
+        audit: Middleware | None = None,
     ) -> None:
         self._config = config
         self._model_terminal = model_terminal
         self._gate = gate
         self._collect = collect
         self._tracing = tracing
+        self._audit = audit
         self._limiter = RateLimiter() if limiter is None else limiter
         self._placements: list[Placement] = []
         self._built: dict[tuple[Any, ...], tuple[Pipeline, tuple[Any, ...]]] = {}
@@ -197,6 +199,8 @@ class Pipelines:
                 sources.update({f"{name}.{option}": where for option, (_, where) in from_code.items()})
                 sources.update({f"{name}.{option}": where for option, where in configured.sources.items()})
                 stages.append(self._shared_stage(name, configured, defaults))
+        if self._audit is not None:
+            stages.append(self._audit)
         return stages
 
     def _shared_stage(self, name: str, configured: StageOptions[Any], defaults: dict[str, Any]) -> Middleware:

@@ -330,7 +330,9 @@ class _Reader:
         report.last = self._seq
         if self._anchors is not None:
             self._anchors.finish(self._before, self._seq)
-        if report.log is None and report.records:
+        if not report.records:
+            self._tell("truncated", _Place(report.path, 1), None, "there is nothing in it")
+        elif report.log is None:
             self._tell("foreign", _Place(report.path, 1), None, "it has no first line of an audit log")
         if self._key is not None and not report.checkpoints:
             self._tell("checkpoint", self._before, self._seq, f"nothing is signed by the key {self._key.id}")
