@@ -95,6 +95,11 @@ def test_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert out == "hello, with ********** of 3 characters\n"
 
 
+def test_file_agent() -> None:
+    out = agentrt("run", example("file_agent.py") + ":Clerk", "tidy up")
+    assert out == "- [ ] buy apples\n- [ ] call Ada\n"
+
+
 def test_telemetry() -> None:
     lines = run(example("telemetry.py")).splitlines()
     assert lines[0] == "Who wrote Dubliners?"
