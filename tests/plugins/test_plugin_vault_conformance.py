@@ -1,4 +1,4 @@
-"""The conformance suite for providers of secrets, against a real OpenBao that denies, throttles, is sealed and stopped."""
+"""The conformance suite for providers of secrets, against a real OpenBao that denies, throttles, is sealed, hangs."""
 
 from __future__ import annotations
 

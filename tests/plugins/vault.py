@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -82,3 +83,30 @@ def approle(server: OpenBao, **settings: Any) -> tuple[str, str, str]:
     role_id = server.do("GET", f"auth/{mount}/role/app/role-id")["data"]["role_id"]
     secret_id = server.do("POST", f"auth/{mount}/role/app/secret-id", {})["data"]["secret_id"]
     return mount, role_id, secret_id
+
+
+class Signer:
+    """Signs JWTs (RS256) with a key of its own."""
+
+    def __init__(self) -> None:
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+    @property
+    def public(self) -> str:
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        return self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+    def sign(self, claims: Mapping[str, Any]) -> str:
+        from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+        from cryptography.hazmat.primitives.hashes import SHA256
+
+        parts = [msgspec.json.encode(part) for part in ({"alg": "RS256", "typ": "JWT"}, claims)]
+        text = b".".join(map(_base64url, parts))
+        return (text + b"." + _base64url(self._key.sign(text, PKCS1v15(), SHA256()))).decode()
+
+
+def _base64url(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")

@@ -213,11 +213,11 @@ def logged_in(answer: Answer, vault: Vault, path: str, what: str) -> Token:
     if answer.ok and auth is not None and auth.client_token:
         return token_of(auth.client_token, auth.lease_duration, auth.renewable, made=True)
     head = f"vault at {vault.host} refused the login at {path}"
-    if answer.status == 404:
-        raise SecretDenied(f"{head}: {answer.said or 'HTTP 404'}: check `mount` and `namespace`")
     if answer.ok:
         raise SecretDenied(f"{head}: it wants more than that (MFA), which agentrt cannot give")
-    raise SecretDenied(f"{head}: {answer.said or f'HTTP {answer.status}'}: check {what}")
+    # 403: without a token it does not say either that there is no such method.
+    mount = "`mount`, `namespace`, " if answer.status in (403, 404) else ""
+    raise SecretDenied(f"{head}: {answer.said or f'HTTP {answer.status}'}: check {mount}{what}")
 
 
 def checked(name: str, value: str) -> str:
