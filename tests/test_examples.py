@@ -100,6 +100,15 @@ def test_file_agent() -> None:
     assert out == "- [ ] buy apples\n- [ ] call Ada\n"
 
 
+def test_encryption() -> None:
+    assert run(example("encryption.py")).splitlines() == [
+        "Ada likes red wine",
+        "decryption failed",
+        "2 moved to 2026",
+        "Ada likes red wine",
+    ]
+
+
 def test_telemetry() -> None:
     lines = run(example("telemetry.py")).splitlines()
     assert lines[0] == "Who wrote Dubliners?"
