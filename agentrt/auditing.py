@@ -103,7 +103,7 @@ class Auditing:
             action = "secret.read"
         elif call.kind == "memory":
             action = f"memory.{call.operation.removesuffix('_memory')}"
-        resource = call.operation if call.kind == "secret" else call.target
+        resource = _secret(call) if call.kind == "secret" else call.target
         return await self._intent(action, resource, call.run, arguments=_asked(call))
 
     async def run(self, ctx: Context, message: Any, go: Callable[[], Awaitable[T]], /) -> T:
@@ -159,6 +159,8 @@ def _trace(run: Any) -> str | None:
 
 def _asked(call: Call[Any]) -> Any:
     """What a call was asked for, as plain as its hash needs it: the same for the same question."""
+    from agentrt.security.audit.record import NOTHING
+
     request = call.request
     if call.kind == "model":
         return {
@@ -169,6 +171,13 @@ def _asked(call: Call[Any]) -> Any:
         }
     if call.kind == "tool":
         return request[1]
-    if isinstance(request, partial):
+    if isinstance(request, partial) and call.kind != "secret":
         return {"arguments": request.args, "named": request.keywords}
-    return None  # a function without arguments: what it does is in its closure
+    return NOTHING  # a function without arguments: what it is about is in its closure
+
+
+def _secret(call: Call[Any]) -> str:
+    """The reference of the secret that is read, or at least its provider."""
+    if isinstance(call.request, partial) and call.request.args:
+        return str(call.request.args[0])
+    return f"secret://{call.target.removeprefix('secret:')}/"

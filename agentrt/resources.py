@@ -58,7 +58,8 @@ class PluginHost:
 
 class Resources:
     """`memory`: a store of the user's own, which the user closes. `check_open` raises once the runtime is closed: what
-    is open then may still be used, while agents are being closed. `on_value`: told each secret that was fetched."""
+    is open then may still be used, while agents are being closed. `on_value`: told each secret that was fetched.
+    `on_reveal`: told the name of each that somebody looks at."""
 
     def __init__(
         self,
@@ -68,12 +69,14 @@ class Resources:
         memory: Memory | None,
         check_open: Callable[[], object],
         on_value: Callable[[str], object],
+        on_reveal: Callable[[str], object],
     ) -> None:
         self.host = PluginHost(invoke, self.secrets)
         self._config = config
         self._invoke = invoke
         self._check_open = check_open
         self._on_value = on_value
+        self._on_reveal = on_reveal
         self._memory = memory
         self._memory_is_given = memory is not None
         self._conversations: Conversations | None = None
@@ -106,7 +109,11 @@ class Resources:
             from agentrt.secrets.manager import SecretsManager
 
             self._secrets = SecretsManager.from_config(
-                self._config, self._invoke, host=self.host, on_value=self._on_value
+                self._config,
+                self._invoke,
+                host=self.host,
+                on_value=self._on_value,
+                on_reveal=self._on_reveal,
             )
         return self._secrets
 

@@ -86,6 +86,7 @@ class Runtime:
             memory=memory,
             check_open=self._check_open,
             on_value=lambda value: self.telemetry.redactor.add(value),
+            on_reveal=lambda name: None if self.audit is None else self.audit.secret_revealed(name),
         )
         self._plugin_host = self._resources.host
         self._clients = Clients(self._make_client, self._plugin_host, given=models)

@@ -173,8 +173,10 @@ def other(line: Line) -> str:
             text = f"recovered: {line.bytes} bytes of a torn line were cut off"
         case Closed():
             text = "closed"
-        case _:
-            text = said(Row(line, line.seq)).strip()
+        case Record():
+            if line.phase == "outcome":
+                return said(Row(line, line.seq))
+            text = f"{line.action} {line.resource} begins, {_who(line)}"
     return f"{line.seq:>7}  {line.time[:19].replace('T', ' ')}  {printable(text)}"
 
 

@@ -77,7 +77,7 @@ def _ended(begun: Begun, call: Call[Any], error: BaseException | None) -> None:
             details["degraded"] = "true"
     begun.ended(
         error,
-        resource=record.target,
+        resource=record.target if record.target != call.target else None,  # another one has answered
         duration=record.elapsed,
         unknown=record.is_abandoned,
         details=details or None,

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from agentrt.call import ENCLOSING, RUN
@@ -80,7 +81,7 @@ class Providers:
 
     async def get(self, ref: SecretRef) -> str | SecretValue:
         provider = await self.provider(_name(ref))
-        return await self._call(ref, lambda: provider.get(ref))
+        return await self._call(ref, partial(provider.get, ref))  # which the audit log can look into
 
     async def get_many(self, refs: Sequence[SecretRef]) -> Mapping[SecretRef, str | SecretValue]:
         """Several of one provider, which has `get_many`."""

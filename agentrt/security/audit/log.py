@@ -21,7 +21,7 @@ from agentrt.security.audit.acting import behind
 from agentrt.security.audit.checkpoints import SigningKey, key_id
 from agentrt.security.audit.errors import AuditUnavailable
 from agentrt.security.audit.log_file import LogFile
-from agentrt.security.audit.record import NOBODY, Decision, Outcome, Phase, Record, Who, as_json, now
+from agentrt.security.audit.record import NOBODY, NOTHING, Decision, Outcome, Phase, Record, Who, as_json, now
 from agentrt.security.audit.segments import expanded
 from agentrt.security.audit.sinks import Sinks
 from agentrt.security.audit.tickets import Keys, Policy, Statistics, Ticket
@@ -32,9 +32,6 @@ from agentrt.telemetry.redaction import Redactor
 __all__ = ["ARGUMENTS", "AuditLog", "Operation"]
 
 ARGUMENTS = ("hash", "redacted", "none")
-NOTHING: Any = object()
-"""No arguments, which is not the same as None."""
-
 CLOSE_SECONDS = 5.0
 MESSAGE = 500
 """Characters of an error's message that are kept."""

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 __all__ = [
     "NOBODY",
+    "NOTHING",
     "Checkpoint",
     "Closed",
     "Decision",
@@ -157,6 +158,8 @@ class Who(Struct, frozen=True, kw_only=True):
 
 
 NOBODY = Who()
+NOTHING: Any = object()
+"""No arguments, which is not the same as None."""
 
 Line = Record | FileBegan | Opened | Checkpoint | Gap | Recovered | Closed
 
