@@ -160,7 +160,11 @@ def _who(record: Record) -> str:
 
 def other(line: Line) -> str:
     """A line that is no record, in words."""
+    if isinstance(line, Record) and line.phase == "outcome":
+        return said(Row(line, line.seq))
     match line:
+        case Record():
+            text = f"{line.action} {line.resource} begins, {_who(line)}"
         case FileBegan():
             text = f"file {line.number} of the log {line.log}"
         case Opened():
@@ -173,10 +177,6 @@ def other(line: Line) -> str:
             text = f"recovered: {line.bytes} bytes of a torn line were cut off"
         case Closed():
             text = "closed"
-        case Record():
-            if line.phase == "outcome":
-                return said(Row(line, line.seq))
-            text = f"{line.action} {line.resource} begins, {_who(line)}"
     return f"{line.seq:>7}  {line.time[:19].replace('T', ' ')}  {printable(text)}"
 
 

@@ -251,8 +251,9 @@ class LogFile:
 
 
 def _sync(fd: int) -> None:
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone leaves it in the drive's cache
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:  # macOS: fsync alone leaves it in the drive's cache
+        fcntl.fcntl(fd, full)
     else:
         os.fdatasync(fd)
 
