@@ -120,8 +120,8 @@ def test_an_unknown_name_lists_what_exists() -> None:
 
 
 def test_an_empty_group_has_none_and_an_unknown_group_is_named() -> None:
-    with pytest.raises(PluginError, match=r"no plugin 'x' in the group agentrt.audit; there are: none$"):
-        plugins.load("agentrt.audit", "x")
+    with pytest.raises(PluginError, match=r"no plugin 'x' in the group agentrt.adapters; there are: none$"):
+        plugins.load("agentrt.adapters", "x")
     with pytest.raises(PluginError, match=r"no plugin group 'agentrt.secret'; there are: agentrt.secrets, "):
         plugins.load("agentrt.secret", "env")
 

@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from agentrt.security.audit.record import (
     Checkpoint,
-    Closed,
     FileBegan,
     Gap,
     Line,
@@ -175,7 +174,7 @@ def other(line: Line) -> str:
             text = f"gap: {line.lost:,} operations without a record, {line.refused:,} refused: {line.reason}"
         case Recovered():
             text = f"recovered: {line.bytes} bytes of a torn line were cut off"
-        case Closed():
+        case _:  # closed
             text = "closed"
     return f"{line.seq:>7}  {line.time[:19].replace('T', ' ')}  {printable(text)}"
 
