@@ -10,8 +10,10 @@ from typing import Any
 
 import msgspec
 from agentrt_vault import VaultSecrets
+from servers.http_server import Answer, HttpServer, Request
 from servers.openbao import OpenBao
 from servers.postgres import Database
+from servers.program import fetch
 
 from agentrt.secrets import SecretRef, SecretValue
 from agentrt.testing.plain_host import PlainHost
@@ -110,3 +112,26 @@ class Signer:
 
 def _base64url(data: bytes) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+class Front(HttpServer):
+    """Passes all on to a real server and keeps the requests. `answer_to`: what to answer to some paths instead."""
+
+    def __init__(self, server: OpenBao) -> None:
+        super().__init__()
+        self.server = server
+        self.answer_to: dict[str, Answer] = {}
+
+    def count(self, ending: str) -> int:
+        """How many requests had a path that ends so."""
+        return sum(request.path.partition("?")[0].endswith(ending) for request in self.requests)
+
+    def respond(self, request: Request) -> Answer:
+        for path, answer in self.answer_to.items():
+            if path in request.path:
+                return answer
+        headers = {name: value for name, value in request.headers.items() if name.startswith("x-vault-")}
+        reply = fetch(
+            self.server.url + request.path, method=request.method, body=request.body or None, headers=headers
+        )
+        return Answer(reply.status, reply.body, {"Content-Type": "application/json"})

@@ -89,23 +89,23 @@ def check_mount(mount: str, name: str = "mount") -> str:
 
 
 class Token(Struct, eq=False):
-    """A token that is in use. `made`: by a login of ours, so that it is ours to revoke. `ttl`: seconds that it had when
-    it was made or renewed; `ends`: when they are over, by the event loop's clock (inf: never)."""
+    """A token that is in use. `made`: by a login of ours, which can be repeated; `revocable`: it is ours to revoke.
+    `ttl`: seconds that it had when it was made; `ends`: when its time is over, by the event loop's clock (inf: never).
+    """
 
     value: str
     made: bool
     ttl: float
     ends: float
     renewable: bool
+    revocable: bool = False
 
     def __repr__(self) -> str:
         return f"Token(made={self.made!r}, ttl={self.ttl!r}, renewable={self.renewable!r})"
 
 
-def token_of(value: str, seconds: float, renewable: bool, *, made: bool) -> Token:
-    """A token with `seconds` left; 0 means that it does not end."""
-    ttl = seconds if seconds > 0 else math.inf
-    return Token(value, made, ttl, asyncio.get_running_loop().time() + ttl, renewable)
+def _ends(ttl: float) -> float:
+    return asyncio.get_running_loop().time() + ttl
 
 
 class Method(Protocol):
@@ -133,9 +133,11 @@ class GivenToken:
         answer = await vault.ask("GET", "auth/token/lookup-self", token=checked("token", value))
         if not answer.ok:
             # It is not valid, or may not look itself up: what is read with it will tell.
-            return token_of(value, 0.0, False, made=False)
+            return Token(value, False, math.inf, math.inf, False)
         data = answer.data()
-        return token_of(value, float(data.get("ttl") or 0.0), bool(data.get("renewable")), made=False)
+        # A token without an end has no time of it; the seconds that are left are cut to whole ones.
+        ttl = math.inf if data.get("expire_time") is None else max(float(data.get("ttl") or 0.0), 0.5)
+        return Token(value, False, ttl, _ends(ttl), bool(data.get("renewable")))
 
 
 class AppRoleLogin:
@@ -211,7 +213,9 @@ class JwtLogin:
 def logged_in(answer: Answer, vault: Vault, path: str, what: str) -> Token:
     auth = answer.body.auth
     if answer.ok and auth is not None and auth.client_token:
-        return token_of(auth.client_token, auth.lease_duration, auth.renewable, made=True)
+        ttl = auth.lease_duration or math.inf
+        revocable = auth.token_type != "batch"
+        return Token(auth.client_token, True, ttl, _ends(ttl), auth.renewable, revocable)
     head = f"vault at {vault.host} refused the login at {path}"
     if answer.ok:
         raise SecretDenied(f"{head}: it wants more than that (MFA), which agentrt cannot give")

@@ -87,7 +87,7 @@ class Session:
         tokens = [*self._replaced, *([self._token] if self._token is not None else [])]
         self._replaced, self._token = [], None
         for token in tokens:
-            if token.made and self._left(token) > 0:
+            if token.revocable and self._left(token) > 0:
                 await self._revoke(token)
 
     # --- inside --------------------------------------------------------------------------------------------

@@ -29,11 +29,13 @@ SENSITIVE = ("jwt", "secret_id", "token")
 
 
 class Auth(Struct):
-    """What a login or the renewal of a token gives. `lease_duration`: seconds; 0 for a token that does not end."""
+    """What a login or the renewal of a token gives. `lease_duration`: seconds; 0 for a token that does not end.
+    `token_type`: "service", or "batch" for one that the server does not keep, and so cannot revoke."""
 
     client_token: str
     lease_duration: float = 0.0
     renewable: bool = False
+    token_type: str = "service"
 
     def __repr__(self) -> str:
         return f"Auth(lease_duration={self.lease_duration!r}, renewable={self.renewable!r})"
