@@ -87,7 +87,13 @@ class Host(Protocol):
         ...
 
     async def secret(self, reference: str, /) -> str:
-        """The value of a `secret://` reference."""
+        """The value of a `secret://` reference. Ask again for each use, rather than keeping it: it may be rotated, and
+        it is kept for you."""
+        ...
+
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        """The value of a `secret://` reference for one who was refused (401) with `value`: it is fetched anew, at most
+        once in 30 s. The same value again: it is what the reference leads to, and it is wrong."""
         ...
 
 

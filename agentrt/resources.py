@@ -50,6 +50,9 @@ class PluginHost:
     async def secret(self, reference: str, /) -> str:
         return (await self._secrets().get(reference)).reveal()
 
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        return (await self._secrets().rejected(reference, value)).reveal()
+
     async def call(
         self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
     ) -> T:

@@ -153,13 +153,39 @@ class Http:
             await client.aclose()
 
     async def _send(self, body: bytes, accept: bytes, *, close: bool = False) -> httpx2.Response:
-        """The response, its body unread, if its status is a success. `close`: the connection ends with it."""
+        """The response, its body unread, if its status is a success. `close`: the connection ends with it.
+
+        A request whose key is refused is sent once more if there is another key by now: nothing was done for it.
+        """
         headers = [*self._headers, (b"accept", accept)]
         if close:
             headers.append((b"connection", b"close"))
         key = await self._credential.get()
+        response = await self._attempt(headers, key, body)
+        if response.status_code == 401 and key is not None:
+            try:
+                other = await self._credential.instead_of(key)
+            except BaseException:
+                await response.aclose()
+                raise
+            if other is not None:
+                await response.aclose()
+                key = other
+                response = await self._attempt(headers, key, body)
+        if 200 <= response.status_code < 300:
+            return response
+        try:
+            answer = await self._read(response, MAX_ERROR_BYTES, whole=False)
+        finally:
+            await response.aclose()
+        raise failure(
+            self.provider, status=response.status_code, headers=response.headers, body=answer, secret=key
+        )
+
+    async def _attempt(self, headers: Headers, key: str | None, body: bytes) -> httpx2.Response:
+        """The response to one POST with `key`, whatever its status; its body is unread."""
         if key is not None:
-            headers.append(self._authorization(key))
+            headers = [*headers, self._authorization(key)]
         client = self._client
         if client is None or self._loop is not asyncio.get_running_loop():
             if not _LOADED.serves(self._tls):
@@ -172,20 +198,9 @@ class Http:
         assert self._target is not None
         request = httpx2.Request("POST", self._target, headers=headers, content=body)
         try:
-            response = await client.send(request, stream=True)
+            return await client.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise connection_failure(self.provider, error) from error
-        if 200 <= response.status_code < 300:
-            return response
-        try:
-            answer = await self._read(response, MAX_ERROR_BYTES, whole=False)
-        finally:
-            await response.aclose()
-        if response.status_code == 401:
-            self._credential.refused()
-        raise failure(
-            self.provider, status=response.status_code, headers=response.headers, body=answer, secret=key
-        )
 
     async def _read(self, response: httpx2.Response, limit: int, *, whole: bool = True) -> bytes:
         """Up to `limit` bytes of the body; `whole`: a longer or a broken body is an error."""

@@ -222,6 +222,11 @@ class Host(Protocol):
         """The value of a `secret://` reference."""
         ...
 
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        """The value of a `secret://` reference for one who was refused (401) with `value`: it is fetched anew, at most
+        once in 30 s. The same value again: it is what the reference leads to, and it is wrong."""
+        ...
+
 
 class ModelClient(Protocol):
     """Talks to one provider. The constructor's keyword-only parameters are its options in `[models.PREFIX]`.

@@ -393,6 +393,11 @@ class _ThreadHost:
         value: str = await self._there(lambda: self._host.secret(reference))
         return value
 
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        """The value of a `secret://` reference for one who was refused with `value`."""
+        other: str = await self._there(lambda: self._host.secret_rejected(reference, value))
+        return other
+
     async def call(
         self, kind: str, target: str, fn: Callable[[], Awaitable[Any]], /, *, idempotent: bool = False
     ) -> Any:

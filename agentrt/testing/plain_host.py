@@ -34,6 +34,10 @@ class PlainHost:
             )
         return self._secrets[reference]
 
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        del value
+        return await self.secret(reference)
+
     async def call(
         self, kind: str, target: str, fn: Callable[[], Awaitable[T]], /, *, idempotent: bool = False
     ) -> T:

@@ -249,6 +249,9 @@ async def test_a_key_may_be_a_reference(server: FaultServer) -> None:
         async def secret(self, reference: str, /) -> str:
             return f"value of {reference}".replace(" ", "-")
 
+        async def secret_rejected(self, reference: str, value: str, /) -> str:
+            raise AssertionError("the key was taken")
+
     client = Anthropic(base_url=server.anthropic_url, api_key="secret://claude")
     await client.open(Vault())
     await client.complete(ask())

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
+
 import pytest
+from servers.http_server import Answer, HttpServer, Request
 
 from agentrt.agent import Agent
 from agentrt.clock import SystemClock
@@ -19,7 +24,9 @@ from agentrt.secrets.protocol import (
     SecretNotFound,
     SecretUnavailable,
 )
+from agentrt.testing import FakeClock
 from agentrt.testing.fault_server import Fault, FaultServer
+from agentrt.tools import tool
 from tests.models.asking import ask, partly
 
 
@@ -33,17 +40,30 @@ class Closed:
     async def secret(self, reference: str, /) -> str:
         raise self._reason
 
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        raise self._reason
+
 
 class Vault:
-    """A host that knows one secret, which changes each time it is asked for."""
+    """A host that knows one secret: `key`, and `after` when somebody was refused with it."""
 
-    def __init__(self) -> None:
-        self.clock = SystemClock()
+    def __init__(self, key: str = "key-1\n", *, after: str = "key-2\n") -> None:
+        self.clock = FakeClock()
+        self.key = key
+        self.after = after
         self.asked: list[str] = []
+        self.rejected: list[str] = []
 
     async def secret(self, reference: str, /) -> str:
         self.asked.append(reference)
-        return f"key-{len(self.asked)}\n"
+        return self.key
+
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        assert reference.startswith("secret://")
+        self.rejected.append(value)
+        await asyncio.sleep(0)
+        self.key = self.after
+        return self.key
 
 
 def credential(value: str | None, *, required: bool = True) -> Credential:
@@ -78,13 +98,18 @@ def test_the_id_tells_keys_apart_and_is_not_one() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_reference_is_resolved_once_when_it_is_needed() -> None:
+async def test_a_reference_is_resolved_when_it_is_needed_and_every_ten_seconds() -> None:
     vault, key = Vault(), credential("secret://env/KEY")
     key.open(vault)
     assert (vault.asked, key.known) == ([], None)
     assert [await key.get(), await key.get()] == ["key-1", "key-1"]
     assert vault.asked == ["secret://env/KEY"]
     assert key.known == "key-1"
+    vault.key = "key-of-tomorrow"
+    vault.clock.advance(9.9)
+    assert await key.get() == "key-1"
+    vault.clock.advance(0.1)
+    assert await key.get() == "key-of-tomorrow"
 
 
 @pytest.mark.asyncio
@@ -134,22 +159,134 @@ async def test_without_the_secret_of_one_model_the_next_one_answers() -> None:
             await runtime.run(Alone(), "hi")
 
 
+# --- rotation --------------------------------------------------------------------------------------------
+
+
 @pytest.mark.asyncio
-async def test_a_key_that_was_refused_is_resolved_anew_for_the_next_request(server: FaultServer) -> None:
+async def test_a_request_whose_key_was_refused_is_sent_once_more_with_another(server: FaultServer) -> None:
     vault = Vault()
     client = OpenAI(base_url=server.openai_url, api_key="secret://vault/openai#key")
     await client.open(vault)
     server.play(Fault.wrong_key(), Fault.ok(), Fault.ok())
-    assert isinstance((await partly(client, ask()))[1], PermanentError)
     for _ in range(2):
         await client.complete(ask())
     sent = [request.headers["authorization"] for request in server.requests]
     assert sent == ["Bearer key-1", "Bearer key-2", "Bearer key-2"]
+    assert vault.rejected == ["key-1\n"]
+    assert (await partly(client, ask()))[1] is None
     await client.aclose()
 
 
 @pytest.mark.asyncio
-async def test_a_refused_key_that_was_given_stays() -> None:
+async def test_a_stream_whose_key_was_refused_begins_with_another(server: FaultServer) -> None:
+    client = OpenAI(base_url=server.openai_url, api_key="secret://vault/openai#key")
+    await client.open(Vault())
+    server.play(Fault.wrong_key(), Fault.ok())
+    items, error = await partly(client, ask())
+    assert error is None
+    assert items
+    await client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_key_that_is_refused_again_fails_and_is_not_shown(server: FaultServer) -> None:
+    vault = Vault()
+    client = OpenAI(base_url=server.openai_url, api_key="secret://vault/openai#key")
+    await client.open(vault)
+    server.play(Fault.wrong_key(), Fault.wrong_key())
+    with pytest.raises(PermanentError) as caught:
+        await client.complete(ask())
+    assert caught.value.fault == "target"
+    assert len(server.requests) == 2
+    assert "key-2" not in str(caught.value)
+    await client.aclose()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("key", ["sk-given", "secret://vault/key"])
+async def test_without_another_key_a_refused_request_is_not_sent_again(server: FaultServer, key: str) -> None:
+    client = OpenAI(base_url=server.openai_url, api_key=key)
+    await client.open(Vault(after="key-1\n"))
+    server.play(Fault.wrong_key(), Fault.ok())
+    with pytest.raises(PermanentError):
+        await client.complete(ask())
+    assert len(server.requests) == 1
+    await client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_requests_that_are_refused_together_ask_for_another_key_and_late_ones_have_it() -> None:
+    vault, key = Vault(), credential("secret://vault/key")
+    key.open(vault)
+    assert await key.get() == "key-1"
+    assert await asyncio.gather(*(key.instead_of("key-1") for _ in range(3))) == ["key-2"] * 3
+    asked = len(vault.rejected)
+    assert await key.instead_of("key-1") == "key-2"
+    assert len(vault.rejected) == asked
+
+
+@pytest.mark.asyncio
+async def test_when_no_other_key_can_be_had_it_is_logged_and_the_refusal_stands(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    key = credential("secret://vault/key")
+    key.open(Vault())
+    assert await key.get() == "key-1"
+    key.open(Closed(SecretUnavailable("sealed")))
+    assert await key.instead_of("key-1") is None
+    assert [record.message for record in caplog.records] == [
+        "openai: the key was refused, and no other can be had: sealed"
+    ]
+
+
+@pytest.mark.asyncio
+async def test_a_key_that_was_given_has_no_other() -> None:
     key = credential("key")
-    key.refused()
+    assert await key.instead_of("key") is None
     assert await key.get() == "key"
+
+
+class Guarded(HttpServer):
+    """A provider of models that takes one key, and answers the second request of a conversation."""
+
+    key = "key-of-monday"
+
+    def respond(self, request: Request) -> Answer:
+        if request.headers["authorization"] != f"Bearer {self.key}":
+            return Answer(401, json.dumps({"error": {"message": "Incorrect API key provided"}}).encode())
+        messages = json.loads(request.body)["messages"]
+        message: dict[str, object] = {"role": "assistant", "content": "done"}
+        if messages[-1]["role"] != "tool":
+            call = {"id": "1", "type": "function", "function": {"name": "rotate", "arguments": "{}"}}
+            message = {"role": "assistant", "tool_calls": [call]}
+        finish = "tool_calls" if "tool_calls" in message else "stop"
+        body = {"choices": [{"message": message, "finish_reason": finish}], "usage": {}}
+        return Answer(200, json.dumps(body).encode(), {"content-type": "application/json"})
+
+
+@pytest.mark.asyncio
+async def test_a_key_that_is_rotated_in_the_middle_of_a_run_fails_no_call(tmp_path: Path) -> None:
+    (tmp_path / "openai").write_text("key-of-monday\n")
+    with Guarded() as guarded:
+        openai = {"base_url": f"{guarded.url}/v1", "api_key": "secret://file/openai"}
+        config = Config(
+            {"secrets": {"provider": "file", "path": str(tmp_path)}, "models": {"openai": openai}}
+        )
+
+        @tool
+        async def rotate() -> str:
+            (tmp_path / "openai").write_text("key-of-tuesday\n")
+            guarded.key = "key-of-tuesday"
+            return "rotated"
+
+        class Asks(Agent):
+            model = "openai:gpt-5-mini"
+            tools = (rotate,)
+
+        async with Runtime(config) as runtime:
+            result = await runtime.run(Asks(), "hi")
+            assert (await runtime.secrets.get("secret://file/openai")).reveal() == "key-of-tuesday"
+    assert result.text == "done"
+    assert not result.degraded
+    keys = [request.headers["authorization"].removeprefix("Bearer key-of-") for request in guarded.requests]
+    assert keys == ["monday", "monday", "tuesday"]
