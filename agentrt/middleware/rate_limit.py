@@ -78,12 +78,11 @@ class RateLimit:
             async with asyncio.timeout_at(None if call.share == UNBOUNDED else call.share):
                 decision = await self._limiter.acquire(key, self.limit, self.window, max_wait=max_wait)
         except TimeoutError:
-            raise self._refusal(call, "was not counted before this call's time was over") from None
+            raise self._refusal(call, "gave no turn before this call's time was over") from None
         if not decision:
             raise self._refusal(call, self._why(decision), decision.retry_after)
-        waited = call.record.time() - started
-        if waited > 0.0 and not decision.remaining:
-            call.note(Wait(self.name, call.target, started, waited))
+        if decision.waited > 0.0:
+            call.note(Wait(self.name, call.target, started, call.record.time() - started))
         return await call_next(call)
 
     def _why(self, decision: Decision) -> str:

@@ -44,13 +44,14 @@ class Decision(Struct, frozen=True):
 
     `remaining`: hits that would still be allowed now. `retry_after`: seconds after which the same hit will be allowed
     if nobody else comes first, 0.0 if it is allowed. `degraded`: the store did not answer, and its failure policy
-    decided.
+    decided. `waited`: seconds that `acquire` waited for the turn.
     """
 
     allowed: bool
     remaining: int
     retry_after: float
     degraded: bool = False
+    waited: float = 0.0
 
     def __bool__(self) -> bool:
         return self.allowed
@@ -148,7 +149,7 @@ class RateLimiter:
             except BaseException:
                 self._store.give_back(_short(key), float(window), turn.slot, cost=cost)
                 raise
-        return Decision(True, turn.remaining, 0.0, turn.degraded)
+        return Decision(True, turn.remaining, 0.0, turn.degraded, turn.wait)
 
     async def reset(self, key: str, window: float) -> None:
         """Forget the hits of `key` in `window` seconds, and the turns that are booked."""

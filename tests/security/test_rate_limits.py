@@ -156,7 +156,7 @@ async def test_a_wait_beyond_max_wait_is_refused_at_once() -> None:
     assert await limiter.acquire("a", 1, 10, max_wait=0)
     assert await limiter.acquire("a", 1, 10, max_wait=9.9) == Decision(False, 0, 10.0)
     assert now() == 0.0
-    assert await limiter.acquire("a", 1, 10, max_wait=10) == Decision(True, 0, 0.0)
+    assert await limiter.acquire("a", 1, 10, max_wait=10) == Decision(True, 0, 0.0, waited=10.0)
     assert now() == 10.0
 
 
