@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from agentrt.errors import AgentrtError
 
-__all__ = ["CLOSE_SECONDS", "Closer", "close_all"]
+__all__ = ["CLOSE_SECONDS", "Closer", "close_all", "in_any_time"]
 
 CLOSE_SECONDS = 5.0
 LAST_MOMENT = 0.1
@@ -15,6 +15,11 @@ LAST_MOMENT = 0.1
 
 Closer = tuple[str, Callable[[float], Awaitable[object]]]
 """What is closed, for messages, and how; the function gets the seconds that it has."""
+
+
+def in_any_time(close: Callable[[], Awaitable[object]]) -> Callable[[float], Awaitable[object]]:
+    """How to close what has no use for the seconds that it has."""
+    return lambda seconds: close()
 
 
 async def close_all(closers: list[Closer]) -> None:

@@ -7,9 +7,10 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from agentrt.clock import Clock
+from agentrt.closing import Closer, in_any_time
 from agentrt.config import Config
 from agentrt.plugins import close_plugin
 
@@ -120,13 +121,13 @@ class Resources:
             )
         return self._secrets
 
-    def closing(self) -> list[tuple[str, Callable[[], Awaitable[Any]]]]:
+    def closing(self) -> list[Closer]:
         """What to close, with its name, in this order. Nothing more is opened."""
-        closing: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
+        closing: list[Closer] = []
         if self._memory is not None and not self._memory_is_given:
-            closing.append(("the memory", functools.partial(close_plugin, self._memory)))
+            closing.append(("the memory", in_any_time(functools.partial(close_plugin, self._memory))))
         if self._conversations is not None:
-            closing.append(("the stored conversations", self._conversations.aclose))
+            closing.append(("the stored conversations", in_any_time(self._conversations.aclose)))
         if self._secrets is not None:
             closing.append(("the secrets", self._secrets.aclose))
         return closing

@@ -24,7 +24,7 @@ from agentrt.auditing import Auditing
 from agentrt.call import UNBOUNDED, Middleware
 from agentrt.clients import Clients
 from agentrt.clock import reader
-from agentrt.closing import Closer, close_all
+from agentrt.closing import Closer, close_all, in_any_time
 from agentrt.config import Config
 from agentrt.context import Context
 from agentrt.errors import ConfigError
@@ -265,9 +265,11 @@ class Runtime:
             for key, stay in reversed(self._stays.items())
         ]
         closing += [("the model clients", self._clients.aclose), ("the rate limits", self.rate_limits.aclose)]
-        closing += self._resources.closing()
-        closing += [("telemetry", functools.partial(close_plugin, b)) for b in reversed(self._opened)]
-        closers: list[Closer] = [(name, _in_any_time(close)) for name, close in closing]
+        closers: list[Closer] = [(name, in_any_time(close)) for name, close in closing]
+        closers += self._resources.closing()
+        closers += [
+            ("telemetry", in_any_time(functools.partial(close_plugin, b))) for b in reversed(self._opened)
+        ]
         # Last: what the others do at their end is told, too. It takes the time that it is given, and no more.
         closers.append(("telemetry", lambda seconds: self.telemetry.aclose(0.95 * seconds)))
         if self.audit is not None:
@@ -452,10 +454,6 @@ class Runtime:
         own = getattr(agent, "limits", None) or Limits()
         defaults = {**asdict(own), "seconds": self.config.run.timeout_or(own.seconds)}
         return self.config.make(Limits, "run", "limits", defaults=defaults)
-
-
-def _in_any_time(close: Callable[[], Awaitable[object]]) -> Callable[[float], Awaitable[object]]:
-    return lambda seconds: close()
 
 
 _CONFIG_HINT = 'Config.load("agentrt.toml") or Config({"run": {"timeout": 60}})'
