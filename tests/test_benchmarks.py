@@ -174,6 +174,22 @@ def test_telemetry_gives_its_figures() -> None:
     assert "all_threads_x" in text
 
 
+def test_security_gives_its_figures() -> None:
+    results = script("security")
+    wanted = {
+        "cached_secret_over_ttl_dict",
+        "encrypt_64_over_fernet",
+        "decrypt_4096_over_aesgcm",
+        "jail_open_x",
+        "rate_check_over_limits",
+        "audit_append_x",
+        "audit_verify_x",
+    }
+    assert wanted <= results.keys()
+    assert all(results[name] > 0 for name in wanted)
+    assert any("jail_open_x" in line for line in load("security").readable(results))
+
+
 def test_telemetry_compares_with_a_peer_in_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry = load("telemetry")
     asked: list[tuple[str, str, str]] = []
@@ -371,6 +387,76 @@ def test_calls_that_telemetry_drops_are_counted() -> None:
         assert fate.reported == fate.lost > 0
 
     asyncio.run(lose())
+
+
+def test_secrets_that_are_fetched_each_time_are_refused() -> None:
+    security, measure = load("_security"), load("_measure")
+    subject = security.Secrets()
+
+    async def fetch_twice() -> None:
+        for _ in range(2):
+            subject.manager.invalidate(subject.REFERENCE)
+            await subject.manager.get(subject.REFERENCE)
+        await subject.prove()
+
+    with pytest.raises(measure.Invalid, match="fetched 2 times"):
+        virtually(fetch_twice)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "message"),
+    [
+        ("loses", "does not give back"),
+        ("forgives", "takes what was changed"),
+        ("strays", "belongs elsewhere"),
+    ],
+)
+def test_a_cipher_that_does_not_protect_is_refused(
+    monkeypatch: pytest.MonkeyPatch, flaw: str, message: str
+) -> None:
+    security, measure = load("_security"), load("_measure")
+    encrypt, decrypt = security.CIPHERS["encryption"]()
+
+    def flawed(token: str, context: bytes) -> bytes:
+        if flaw == "loses":
+            return b""
+        own = token == subject.tokens["encryption"]
+        if flaw == "forgives" or own:
+            plaintext: bytes = subject.data
+            return plaintext
+        return bytes(decrypt(token, context))
+
+    monkeypatch.setitem(security.CIPHERS, "encryption", lambda: (encrypt, flawed))
+    subject = security.Ciphers(["encryption"], 64)
+    with pytest.raises(measure.Invalid, match=message):
+        subject.prove()
+
+
+def test_a_jail_with_a_door_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    security, measure = load("_security"), load("_measure")
+    jail = security.Jail(tmp_path)
+    root = tmp_path / "root"
+    monkeypatch.setattr(security.FileAccess, "open_read", lambda self, path: (root / path).open("rb"))
+    try:
+        with pytest.raises(measure.Invalid, match=r"jail_open opened \.\./outside\.txt"):
+            jail.prove()
+    finally:
+        jail.close()
+
+
+def test_an_audit_log_that_misses_records_is_refused(tmp_path: Path) -> None:
+    security, measure = load("_security"), load("_measure")
+
+    async def miss() -> None:
+        subject = security.Audit(tmp_path)
+        await subject.open()
+        await subject.append(10)
+        subject.operations += 1
+        await subject.close()
+        subject.prove()
+
+    with pytest.raises(measure.Invalid, match="records are there, of"):
+        asyncio.run(miss())
 
 
 def test_a_program_that_says_something_else_is_refused(tmp_path: Path) -> None:
