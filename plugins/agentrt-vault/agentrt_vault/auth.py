@@ -100,6 +100,10 @@ class Token(Struct, eq=False):
     renewable: bool
     revocable: bool = False
 
+    def left(self) -> float:
+        """Seconds until it ends; inf if it does not."""
+        return self.ends - asyncio.get_running_loop().time()
+
     def __repr__(self) -> str:
         return f"Token(made={self.made!r}, ttl={self.ttl!r}, renewable={self.renewable!r})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
@@ -16,7 +17,7 @@ from agentrt.errors import ConfigError
 from agentrt.plugins import Host
 from agentrt.secrets import SecretDenied, SecretInvalid, SecretNotFound, SecretRef, SecretValue
 from agentrt.telemetry.http import check_url
-from agentrt_vault.auth import AppRole, AppRoleLogin, GivenToken, Jwt, JwtLogin, Kubernetes, Method
+from agentrt_vault.auth import AppRole, AppRoleLogin, GivenToken, Jwt, JwtLogin, Kubernetes, Method, Token
 from agentrt_vault.places import Credentials, Kv, Places
 from agentrt_vault.session import Session
 from agentrt_vault.wire import Answer, Vault
@@ -35,6 +36,13 @@ class _Data(Struct):
 
     data: msgspec.Raw = msgspec.Raw(b"null")
     metadata: dict[str, Any] = {}
+
+
+class _Lease(Struct, frozen=True, eq=False):
+    """`token`: the one that it was given for; `ends`: when it is over, by the event loop's clock."""
+
+    token: Token
+    ends: float
 
 
 class VaultSecrets:
@@ -70,6 +78,7 @@ class VaultSecrets:
         self._places = Places(mount, mounts, dynamic)
         self._kv_version = kv_version
         self._detected: dict[str, int] = {}
+        self._leases: dict[str, _Lease] = {}
         self._vault = Vault(
             _url(url),
             namespace=_given("namespace", namespace, "NAMESPACE"),
@@ -122,7 +131,7 @@ class VaultSecrets:
     async def _credentials(self, ref: SecretRef, place: Credentials) -> SecretValue:
         if ref.version is not None:
             raise SecretInvalid(f"{ref}: credentials that an engine makes have no versions")
-        answer = await self._session.ask(str(ref), "GET", place.path)
+        answer, token = await self._session.ask_and_tell(str(ref), "GET", place.path)
         body = answer.body
         if not answer.ok:
             if answer.status == 404 or "unknown role" in answer.said:
@@ -131,7 +140,7 @@ class VaultSecrets:
             raise self._refused(ref, place.path, answer)
         value = _text(body.data)
         if body.lease_id:
-            ttl = self._lasting(body.lease_duration)
+            ttl = self._lasting(body.lease_id, body.lease_duration, token)
             return SecretValue(value, lease=body.lease_id, ttl=ttl, renewable=body.renewable)
         # Of a static account the data tell in how many seconds its password will be changed.
         data = answer.data()
@@ -151,13 +160,20 @@ class VaultSecrets:
             raise SecretInvalid("a value without a lease cannot be renewed: get it again")
         had = value.ttl or 0.0
         await self._session.extend(had)  # a lease ends with the token that it was given for
+        known = self._leases.get(lease)
+        token = self._session.token if known is None else known.token
+        if token is None or token is not self._session.token:
+            raise SecretInvalid(
+                f"vault at {self._vault.host}: our token was replaced, and the lease ends with the one that it was "
+                "given for; get the secret again"
+            )
         answer = await self._session.ask(what, "PUT", "sys/leases/renew", body={"lease_id": lease})
         if not answer.ok:
             raise SecretNotFound(
                 f"vault at {self._vault.host} does not renew the lease ({answer.said or f'HTTP {answer.status}'}): it "
                 "has ended or was revoked; get the secret again"
             )
-        ttl = self._lasting(answer.body.lease_duration)
+        ttl = self._lasting(lease, answer.body.lease_duration, token)
         if ttl is not None and ttl < had - ROUNDING:
             raise SecretInvalid(
                 f"vault at {self._vault.host} renews the lease for {ttl:.0f} s only, of {had:.0f}: its max_ttl, or our "
@@ -169,6 +185,7 @@ class VaultSecrets:
         """End the lease now; an account that was made for it is gone when this returns. No matter if it had ended."""
         if value.lease is None:
             return
+        self._leases.pop(value.lease, None)
         body = {"lease_id": value.lease, "sync": True}
         answer = await self._session.ask("revoking a lease", "PUT", "sys/leases/revoke", body=body)
         if not answer.ok and "lease not found" not in answer.said:
@@ -176,10 +193,14 @@ class VaultSecrets:
                 f"vault at {self._vault.host} does not revoke the lease: {answer.said or f'HTTP {answer.status}'}"
             )
 
-    def _lasting(self, seconds: float) -> float | None:
-        """How long a lease of so many seconds lasts; None: it does not end."""
-        left = min(seconds or math.inf, self._session.left)
-        return None if math.isinf(left) else max(left, 0.001)
+    def _lasting(self, lease: str, seconds: float, token: Token) -> float | None:
+        """How long a lease of so many seconds (0: without an end) lasts, which was given for `token`."""
+        left = min(seconds or math.inf, token.left())
+        left = max(left, 0.001)
+        now = asyncio.get_running_loop().time()
+        self._leases = {name: old for name, old in self._leases.items() if old.ends > now}
+        self._leases[lease] = _Lease(token, now + left)
+        return None if math.isinf(left) else left
 
     # --- names ---------------------------------------------------------------------------------------------
 

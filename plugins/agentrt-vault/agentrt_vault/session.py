@@ -51,6 +51,18 @@ class Session:
         An expired token is answered with 403 as a denial is. Therefore on 403 the token is looked up, and if the server
         does not know it, there is one login and one more request. Raises SecretDenied.
         """
+        return (await self.ask_and_tell(what, method, path, body=body, query=query))[0]
+
+    async def ask_and_tell(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> tuple[Answer, Token]:
+        """The same with the token that was used: what was given for it ends with it."""
         if id(self) in _LOGGING_IN.get():
             raise ConfigError(
                 f"{what}: a credential for vault at {self._vault.host} is kept in that same Vault, which opens only "
@@ -66,55 +78,55 @@ class Session:
                 f"{what}: vault at {self._vault.host} denies {method} {path} ({answer.said or 'HTTP 403'}): a policy "
                 f"of our token must allow it{self._hint()}"
             )
-        return answer
+        return answer, token
 
     async def extend(self, seconds: float) -> None:
         """Renew the token if it has less than `seconds` left and can be renewed."""
         token = await self._valid()
-        if self._left(token) >= seconds or not token.renewable:
+        if token.left() >= seconds or not token.renewable:
             return
         async with self._alone():
-            if self._token is token and self._left(token) < seconds:
+            if self._token is token and token.left() < seconds:
                 await self._renew(token)
 
     @property
-    def left(self) -> float:
-        """Seconds that the token lasts; inf if it does not end."""
-        return math.inf if self._token is None else self._left(self._token)
+    def token(self) -> Token | None:
+        """The token in use. What was given for another one ends with that."""
+        return self._token
 
     async def aclose(self) -> None:
         """Revoke the tokens that our logins made, and so the leases that were given for them."""
         tokens = [*self._replaced, *([self._token] if self._token is not None else [])]
         self._replaced, self._token = [], None
         for token in tokens:
-            if token.revocable and self._left(token) > 0:
+            if token.revocable and token.left() > 0:
                 await self._revoke(token)
 
     # --- inside --------------------------------------------------------------------------------------------
 
     async def _valid(self) -> Token:
         token = self._token
-        if token is not None and self._left(token) > token.ttl * LAST_PART:
+        if token is not None and token.left() > token.ttl * LAST_PART:
             return token
         async with self._alone():
             token = self._token
             if token is None:
                 token = self._token = await self._log_in()
-            elif self._left(token) <= token.ttl * LAST_PART:
+            elif token.left() <= token.ttl * LAST_PART:
                 token = await self._prolonged(token)
             return token
 
     async def _prolonged(self, token: Token) -> Token:
         """The token with a new term, or another one. One that was given to us is used to its end."""
-        if token.renewable and self._left(token) > 0:
-            if not await self._renew(token) or self._left(token) > token.ttl * LAST_PART:
+        if token.renewable and token.left() > 0:
+            if not await self._renew(token) or token.left() > token.ttl * LAST_PART:
                 return token
             token.renewable = False  # its last day has come
         if token.made:
             fresh = await self._log_in()
             self._retire(token)
             self._token = token = fresh
-        elif self._left(token) <= 0:
+        elif token.left() <= 0:
             token = self._token = await self._log_in()  # somebody may have put another one in its place
         return token
 
@@ -138,7 +150,7 @@ class Session:
         async with self._alone():
             if self._token is not refused:
                 return True
-            if self._left(refused) > 0:
+            if refused.left() > 0:
                 looked = await self._vault.ask("GET", "auth/token/lookup-self", token=refused.value)
                 if looked.ok:
                     return False  # it is valid, so the refusal was meant
@@ -156,7 +168,7 @@ class Session:
             _LOGGING_IN.reset(mark)
 
     def _retire(self, token: Token) -> None:
-        self._replaced = [old for old in (*self._replaced, token) if self._left(old) > 0]
+        self._replaced = [old for old in (*self._replaced, token) if old.left() > 0]
 
     async def _revoke(self, token: Token) -> None:
         try:
@@ -171,14 +183,11 @@ class Session:
         log = self.host.log if self.host is not None else logging.getLogger("agentrt.vault")
         log.warning(
             "our token at vault %s could not be revoked, it ends by itself in %.0f s: %s",
-            self._vault.host, self._left(token), why,
+            self._vault.host, token.left(), why,
         )  # fmt: skip
 
     def _hint(self) -> str:
         return ", or it is not valid any more: give another one" if self._method.name == "token" else ""
-
-    def _left(self, token: Token) -> float:
-        return token.ends - asyncio.get_running_loop().time()
 
     def _alone(self) -> asyncio.Lock:
         """The lock for logins; on another event loop, where nobody can hold it, another one."""
