@@ -56,13 +56,13 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def sql_identifier(name: str | Sequence[str], dialect: Dialect = "postgres") -> str:
+def sql_identifier(name: str | list[str] | tuple[str, ...], dialect: Dialect = "postgres") -> str:
     """`name`, quoted as a name of a table, column, schema ... by the rules of `dialect`.
 
         sql_identifier("order")              ->  "order"
         sql_identifier(("shop", "or.der"))   ->  "shop"."or.der"
 
-    A text is one name, whatever is in it; a sequence is a name of up to 4 parts, joined by dots. A quoted name means
+    A text is one name, whatever is in it; a list or tuple is a name of up to 4 parts. A quoted name means
     exactly the name that is stored: in Postgres `Users` and `users` are two. Quoting makes a name harmless, it does
     not make it one that the caller may use: if names come from outside, look them up in a list first.
 
@@ -71,7 +71,7 @@ def sql_identifier(name: str | Sequence[str], dialect: Dialect = "postgres") -> 
     space at the end, SQL Server 128 units of UTF-16, BigQuery 300 characters without backtick, backslash and dot.
     """
     options.choice("dialect", dialect, tuple(_RULES))
-    parts = (name,) if isinstance(name, str) else tuple(name)
+    parts = tuple(name) if isinstance(name, list | tuple) else (name,)
     if not 1 <= len(parts) <= _PARTS:
         raise UnsafeInput(f"the name for SQL must have 1 to {_PARTS} parts, not {len(parts)}", rule="parts")
     return ".".join(_quoted(part, dialect, _RULES[dialect]) for part in parts)

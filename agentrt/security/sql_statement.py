@@ -330,12 +330,8 @@ def _shown(name: str) -> str:
 
 
 def _words(name: str) -> str:
-    return (
-        "".join(f" {letter}" if letter.isupper() else letter for letter in name)
-        .strip()
-        .replace("_", " ")
-        .upper()
-    )
+    spaced = "".join(f" {letter}" if letter.isupper() else letter for letter in name)
+    return spaced.replace("_", " ").strip().upper()
 
 
 def _import_sqlglot() -> Any:
