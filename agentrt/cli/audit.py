@@ -221,17 +221,16 @@ def _is_another(path: Path, file: BinaryIO) -> bool:
 
 
 def _print(line: bytes, terminal: Terminal, *, as_json: bool) -> None:
-    import msgspec
 
     from agentrt.cli.audit_lines import other
-    from agentrt.security.audit.record import decode
+    from agentrt.security.audit.record import NOT_A_LINE, decode
 
     if as_json:
         terminal.write(line.decode("utf-8", "replace"))
         return
     try:
         item: Line = decode(line)
-    except msgspec.DecodeError:
+    except NOT_A_LINE:
         terminal.warning("a line that is no line of an audit log; agentrt audit verify says more")
         return
     terminal.line(other(item))

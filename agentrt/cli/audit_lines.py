@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
-import msgspec
 from msgspec import Struct
 
 from agentrt.security.audit.record import (
@@ -126,7 +125,7 @@ def lines_of(path: Path) -> Iterator[tuple[bytes, Line | None]]:
                     return  # it is being written
                 try:
                     yield line, decode(line)
-                except msgspec.DecodeError:
+                except NOT_A_LINE:
                     yield line, None
 
 

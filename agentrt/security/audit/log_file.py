@@ -14,7 +14,6 @@ import stat
 import time
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from agentrt.errors import ConfigError
@@ -22,6 +21,7 @@ from agentrt.security.audit.chain import TAIL, Chain, own_hash
 from agentrt.security.audit.errors import AuditUnavailable
 from agentrt.security.audit.record import (
     FORMAT,
+    NOT_A_LINE,
     Checkpoint,
     FileBegan,
     Line,
@@ -272,7 +272,7 @@ def _read(path: Path) -> _Found:
                 continue
             try:
                 item = decode(line)
-            except msgspec.DecodeError:
+            except NOT_A_LINE:
                 continue
             if isinstance(item, FileBegan):
                 if found.header is None:

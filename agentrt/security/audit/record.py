@@ -16,6 +16,7 @@ from msgspec import Struct
 __all__ = [
     "NOBODY",
     "NOTHING",
+    "NOT_A_LINE",
     "Checkpoint",
     "Closed",
     "Decision",
@@ -34,6 +35,9 @@ __all__ = [
     "now",
     "printable",
 ]
+
+NOT_A_LINE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for what is no line of a log: an attacker chooses its bytes."""
 
 FORMAT = 1
 """The version of the format; it stands in the first line of each file."""
@@ -173,7 +177,7 @@ def encode(line: Line) -> bytes:
 
 
 def decode(line: bytes) -> Line:
-    """The line's record. Raises `msgspec.DecodeError`."""
+    """The line's record. Raises one of `NOT_A_LINE`."""
     return _decoder.decode(line)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -18,10 +19,10 @@ from msgspec import Struct
 from agentrt.errors import ConfigError
 from agentrt.security.audit.chain import GENESIS, TAIL, own_hash
 from agentrt.security.audit.checkpoints import SIGNATURE, PublicKey
-from agentrt.security.audit.record import Checkpoint, FileBegan, Gap, Recovered, decode
+from agentrt.security.audit.record import NOT_A_LINE, Checkpoint, FileBegan, Gap, Recovered, decode
 from agentrt.security.audit.segments import segments
 
-__all__ = ["Kind", "Problem", "Report", "anchored", "verify"]
+__all__ = ["Kind", "Problem", "Report", "verify"]
 
 MAX_LINE = 16_000_000
 """Bytes: no line of ours is as long."""
@@ -109,31 +110,30 @@ def verify(
     files = segments(base)
     if not files:
         raise ConfigError(f"there is no audit log {base}")
-    anchors = None if anchor is None else anchored(Path(anchor))
-    reader = _Reader(Report(path=str(base), signed=public_key is not None), public_key, anchors, pruned)
-    for number, file in enumerate(files, start=1):
-        reader.read(file, is_last=number == len(files))
-    return reader.finish()
+    report = Report(path=str(base), signed=public_key is not None)
+    with nullcontext() if anchor is None else _opened(Path(anchor)) as kept:
+        reader = _Reader(report, public_key, None if kept is None else _checkpoints(kept), pruned)
+        for number, file in enumerate(files, start=1):
+            reader.read(file, is_last=number == len(files))
+        return reader.finish()
 
 
-def anchored(path: Path) -> Iterator[tuple[Checkpoint, bytes]]:
-    """The checkpoints that an anchor keeps, each with its line. Raises ConfigError if it cannot be read."""
+def _opened(anchor: Path) -> BinaryIO:
     try:
-        file = path.open("rb")
+        return anchor.open("rb")
     except OSError as error:
-        raise ConfigError(f"cannot read the anchor {path}: {error.strerror}") from error
-    return _anchored(file)
+        raise ConfigError(f"cannot read the anchor {anchor}: {error.strerror}") from error
 
 
-def _anchored(file: BinaryIO) -> Iterator[tuple[Checkpoint, bytes]]:
-    with file:
-        for line in file:
-            try:
-                item = decode(line)
-            except msgspec.DecodeError:
-                continue  # half a line, left by a process that was killed
-            if isinstance(item, Checkpoint):
-                yield item, line.rstrip(b"\n")
+def _checkpoints(anchor: BinaryIO) -> Iterator[tuple[Checkpoint, bytes]]:
+    """The checkpoints that an anchor keeps, each with its line."""
+    for line in anchor:
+        try:
+            item = decode(line)
+        except NOT_A_LINE:
+            continue  # half a line, left by a process that was killed
+        if isinstance(item, Checkpoint):
+            yield item, line.rstrip(b"\n")
 
 
 class _Reader:
@@ -178,7 +178,7 @@ class _Reader:
                     continue
                 try:
                     head = decode_head(line)
-                except msgspec.DecodeError:
+                except NOT_A_LINE:
                     self._tell("foreign", _Place(name, number), None, "it is no line of an audit log")
                     self._heads = (digest,)
                     continue
@@ -206,7 +206,7 @@ class _Reader:
         said = own_hash(line)
         try:
             head = _heads.decode(line)
-        except msgspec.DecodeError:
+        except NOT_A_LINE:
             self._tell("edited", place, self._seq + 1, "it is no line of an audit log any more")
             self._seq, self._heads = self._seq + 1, ()
             return
@@ -256,7 +256,7 @@ class _Reader:
         self.report.closed = head.type == "closed" or (head.type == "checkpoint" and self.report.closed)
         try:
             item = decode(line)
-        except msgspec.DecodeError as error:
+        except NOT_A_LINE as error:
             self._tell("foreign", place, head.seq, f"it is no line of an audit log: {error}")
             return
         if isinstance(item, FileBegan):
@@ -414,6 +414,8 @@ class _Anchors:
 
     def finish(self, place: _Place, seq: int) -> None:
         """The log is over; nothing may be left."""
+        if self._log is None:
+            return  # no log at all, which was told of
         last = None
         while self._next is not None:
             last = self._next[0]
