@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -382,6 +383,12 @@ def test_more_than_the_most_is_refused_before_it_is_encrypted(monkeypatch: pytes
     assert ENCRYPTION.decrypt(ENCRYPTION.encrypt(b"x" * 10, context="x"), context="x") == b"x" * 10
     with pytest.raises(ConfigError, match="the plaintext has 11 bytes; the most is 10"):
         ENCRYPTION.encrypt(b"x" * 11, context="x")
+
+
+def test_the_error_survives_a_pickle() -> None:
+    error = pickle.loads(pickle.dumps(DecryptionFailed()))
+    assert type(error) is DecryptionFailed
+    assert error.args == DecryptionFailed().args
 
 
 def test_many_threads_use_one_encryption() -> None:
