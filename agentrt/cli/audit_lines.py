@@ -11,6 +11,7 @@ import click
 from msgspec import Struct
 
 from agentrt.security.audit.record import (
+    NOT_A_LINE,
     Checkpoint,
     FileBegan,
     Gap,

@@ -358,8 +358,8 @@ def test_what_is_no_key_is_refused_without_a_word_of_it(text: str) -> None:
 def test_there_must_be_a_log(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no audit log"):
         checked(tmp_path / "none.jsonl")
+    asyncio.run(written(tmp_path / "a.jsonl"))
     with pytest.raises(ConfigError, match="cannot read the anchor"):
-        asyncio.run(written(tmp_path / "a.jsonl"))
         checked(tmp_path / "a.jsonl", anchor=tmp_path / "none.jsonl")
 
 

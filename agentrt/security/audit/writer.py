@@ -237,7 +237,8 @@ class Writer:
         self._have_file()
         chain = self.file.chain
         lines = [line for line in (self.file.header(),) if line]
-        if not self._introduced:
+        opens = not self._introduced  # a checkpoint at once: who opened the log is signed, and anchored
+        if opens:
             lines += self._introduction()
             self._introduced = True
         if self._lost or self._refused:
@@ -251,7 +252,8 @@ class Writer:
             self._unsigned_since = time.monotonic()
         self._unsigned += len(lines)
         checkpoint = None
-        if last or self._unsigned >= self.policy.checkpoint_every or self._until_checkpoint() == 0.0:
+        due = self._unsigned >= self.policy.checkpoint_every or self._until_checkpoint() == 0.0
+        if opens or last or due:
             checkpoint = self._checkpoint()
         if checkpoint is not None:
             lines.append(checkpoint)
