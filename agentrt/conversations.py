@@ -35,8 +35,8 @@ __all__ = ["Conversations", "Invoke", "SessionUnreadable"]
 T = TypeVar("T")
 
 GROUP = "agentrt.state"
-THREAD_BYTES = 65_536
-"""Longer documents are encrypted in a thread: it takes about a millisecond for every 100 KB."""
+THREAD_BYTES = 262_144
+"""Longer documents are encrypted in a thread: it takes about a millisecond for every 500 KB."""
 
 
 class Invoke(Protocol):

@@ -155,6 +155,7 @@ def _check_project(project: Project, findings: Findings) -> None:
     for prefix in config.models:
         findings.step("model", config.model(prefix).make)
     findings.step("memory", lambda: config.make(SqliteMemory, "memory"))
+    findings.step("state", config.state_store().make)
     runtime = findings.step("runtime", lambda: make_runtime(project))
     hosted = findings.step("agent", lambda: host(project.target.value, factory=project.factory))
     if hosted is None or runtime is None:

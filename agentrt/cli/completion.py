@@ -104,6 +104,7 @@ def complete_setting(incomplete: str) -> list[CompletionItem]:
 
 def _settings() -> list[str]:
     from agentrt.config.sections import KINDS, AgentSection, LogSection, RunSection
+    from agentrt.config.state_sections import EncryptionSection, StateSection
     from agentrt.decode import options_of
     from agentrt.limits import Limits
     from agentrt.middleware.defaults import STAGES
@@ -113,6 +114,8 @@ def _settings() -> list[str]:
         "run.limits": Limits,
         "agent": AgentSection,
         "log": LogSection,
+        "state": StateSection,
+        "encryption": EncryptionSection,
         **{f"pipeline.{name}": stage for name, stage in STAGES.items()},
     }
     names = [f"{section}.{option}" for section, cls in sections.items() for option in options_of(cls)]

@@ -65,8 +65,8 @@ _FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")
 
 
 _FAILED = (
-    "decryption failed: the token was changed or cut, belongs to another context, was made with a key that is not in the "
-    "ring, or is no token of ours"
+    "decryption failed: the token was changed or cut, belongs to another context, was made with a key that is not in "
+    "the ring, or is no token of ours"
 )
 
 

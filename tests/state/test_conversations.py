@@ -131,7 +131,7 @@ async def test_two_who_continue_a_session_do_not_overwrite_each_other() -> None:
 
 async def test_a_long_session_is_encrypted_aside() -> None:
     conversations = encrypted(Kept(), RING)
-    session = Session("ada", [Message(role="user", content="x" * 300_000)])
+    session = Session("ada", [Message(role="user", content="x" * 600_000)])
     await conversations.save(session)
     assert (await conversations.load("ada")).messages == session.messages
 
