@@ -10,7 +10,6 @@ retries what its backend raises.
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -22,19 +21,23 @@ from agentrt.retry_after import retry_after
 if TYPE_CHECKING:
     import httpx2
 
-    from agentrt.plugins import Host
-
-__all__ = ["HttpSender", "TooLarge", "check_url", "headers_with_secrets"]
+__all__ = ["HttpSender", "KeyRefused", "TooLarge", "check_url"]
 
 MESSAGE_LIMIT = 300
 """Characters of the server's own words that a message keeps."""
-SECRET = re.compile(r"secret://\S+")
 SHORTEST_SECRET = 8
 """A key of fewer characters is a placeholder, and blotting it out would only garble the message."""
 
 
 class TooLarge(PermanentError):
     """The server takes no request of this size; in halves it may."""
+
+
+class KeyRefused(PermanentError):
+    """The server does not take our key, or none of ours (401, 403)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, fault="target")
 
 
 def check_url(setting: str, value: str) -> str:
@@ -47,15 +50,6 @@ def check_url(setting: str, value: str) -> str:
     if not usable or any(char.isspace() for char in value):
         raise ConfigError(f"{setting} must look like http://host:port/path, not {value!r}")
     return value.rstrip("/")
-
-
-async def headers_with_secrets(headers: Mapping[str, str], host: Host) -> dict[str, str]:
-    """`headers` with the values of the `secret://` references in them: `{"authorization": "Bearer secret://token"}`."""
-    resolved = dict(headers)
-    for name, value in headers.items():
-        for reference in SECRET.findall(value):
-            resolved[name] = resolved[name].replace(reference, await host.secret(reference))
-    return resolved
 
 
 class HttpSender:
@@ -157,7 +151,7 @@ class HttpSender:
         if status == 413:
             return TooLarge(head)
         if status in (401, 403):
-            return PermanentError(f"{head}; check {self.key_setting}", fault="target")
+            return KeyRefused(f"{head}; check {self.key_setting}")
         if 300 <= status < 400 or status in (404, 405, 501):
             return PermanentError(f"{head}; check {self.url_setting}", fault="target")
         return PermanentError(head)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,6 +25,7 @@ from agentrt.plugins import Host
 from agentrt.telemetry.http import TooLarge
 from agentrt.telemetry.otlp_settings import Destination, Given, destination, wants_delta
 from agentrt.telemetry.otlp_settings import Protocol as Wire
+from agentrt.telemetry.secret_headers import SecretHeaders
 from agentrt.telemetry.signals import Batch, Resource, Signal
 from agentrt.telemetry.suppress import instrumentation_suppressed
 from agentrt.telemetry.wanted import SIGNALS, wanted
@@ -34,13 +34,14 @@ __all__ = ["Jaeger", "Otlp"]
 
 logger = logging.getLogger("agentrt.telemetry")
 
-SECRET = re.compile(r"secret://\S+")
 GRACE = 1.0
 """Seconds that the exporter's limit is longer than ours, so that ours, which names the address, is told."""
 
 
 class _Sends(Protocol):
-    """One signal's way out."""
+    """One signal's way out. `headers`: what goes with each message, with their secrets resolved."""
+
+    headers: Mapping[str, str]
 
     async def send(self, message: Any, /) -> Any: ...
 
@@ -59,11 +60,11 @@ class Otlp:
 
     `endpoint`: the base ("http://localhost:4318"; "http://localhost:4317" for gRPC), to which HTTP adds `/v1/traces`,
     `/v1/metrics` and `/v1/logs`. `protocol`: "http/protobuf" (default) or "grpc". `headers`: sent with each request;
-    `secret://` references in them are resolved when the backend opens. `timeout`: seconds that a batch may take, all
-    of it (10). `compression`: "gzip" or "none" (gzip, but none to a server on this machine). `certificate`: a file
-    with the authorities to trust; `client_certificate`, `client_key`: our own. `insecure`: no TLS, for a gRPC endpoint
-    without http:// or https://. `signals`: what to send. `delta`: metrics hold what came since the last batch, not
-    since the start (False).
+    `secret://` references in them are resolved when the backend opens, and anew when the server refuses them.
+    `timeout`: seconds that a batch may take, all of it (10). `compression`: "gzip" or "none" (gzip, but none to a
+    server on this machine). `certificate`: a file with the authorities to trust; `client_certificate`, `client_key`:
+    our own. `insecure`: no TLS, for a gRPC endpoint without http:// or https://. `signals`: what to send. `delta`:
+    metrics hold what came since the last batch, not since the start (False).
 
     What is not given is taken from OTEL_EXPORTER_OTLP_*, each signal's own variables first. Raises `ConfigError` for
     what cannot be meant. A signal that fails does not hold up the others, and what was delivered of a batch is not
@@ -104,7 +105,9 @@ class Otlp:
         self.delta = wants_delta(os.environ) if delta is None else delta
         self._limit = max(target.timeout for target in self.destinations.values())
         self.timeout = self._limit + GRACE
-        self._headers = {signal: dict(target.headers) for signal, target in self.destinations.items()}
+        self._headers = {
+            signal: SecretHeaders(target.headers) for signal, target in self.destinations.items()
+        }
         self._senders: dict[Signal, _Sends] = {}
         self._process = os.getpid()
         self._messages: Any = None
@@ -116,9 +119,7 @@ class Otlp:
     async def open(self, host: Host, /) -> None:
         """Look up the secrets in the headers."""
         for headers in self._headers.values():
-            for name, value in headers.items():
-                for reference in SECRET.findall(value):
-                    headers[name] = headers[name].replace(reference, await host.secret(reference))
+            await headers.open(host)
 
     async def export(self, batch: Batch, /) -> None:
         """Deliver `batch` within `timeout`. Raises TransientError, ThrottledError or PermanentError."""
@@ -179,7 +180,9 @@ class Otlp:
 
             self._messages = Messages()
         message = getattr(self._messages, signal)(part.items, resource)
-        response = await self._sender(signal).send(message)
+        response = await self._headers[signal].through(
+            lambda headers: self._sender(signal, headers).send(message)
+        )
         partial = response.partial_success
         rejected = sum(
             getattr(partial, name, 0)
@@ -194,23 +197,24 @@ class Otlp:
             self._told.add(signal)  # a warning of the collector's: everything was taken
             logger.warning("%s took the %s and says: %s", where, signal, partial.error_message)
 
-    def _sender(self, signal: Signal) -> _Sends:
+    def _sender(self, signal: Signal, headers: Mapping[str, str]) -> _Sends:
         if self._process != os.getpid():
             # Forked: the connections are the parent's.
             self._process, self._senders = os.getpid(), {}
         sender = self._senders.get(signal)
         if sender is None:
-            sender = self._senders[signal] = self._make(self.destinations[signal], self._headers[signal])
+            sender = self._senders[signal] = self._make(self.destinations[signal])
+        sender.headers = headers
         return sender
 
-    def _make(self, target: Destination, headers: Mapping[str, str]) -> _Sends:
+    def _make(self, target: Destination) -> _Sends:
         if target.protocol == "grpc":
             from agentrt.telemetry.otlp_grpc import OtlpGrpc
 
-            return OtlpGrpc(self.name, target, headers)
+            return OtlpGrpc(self.name, target)
         from agentrt.telemetry.otlp_http import OtlpHttp
 
-        return OtlpHttp(self.name, target, headers)
+        return OtlpHttp(self.name, target)
 
 
 class Jaeger(Otlp):

@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import Me
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
 from agentrt.errors import CallError, ConfigError, PermanentError, ThrottledError, TransientError
-from agentrt.telemetry.http import TooLarge
+from agentrt.telemetry.http import KeyRefused, TooLarge
 from agentrt.telemetry.otlp_settings import Destination
 from agentrt.telemetry.signals import Signal
 
@@ -43,10 +43,10 @@ class OtlpGrpc:
     loops of a process use it.
     """
 
-    def __init__(self, name: str, destination: Destination, headers: Mapping[str, str]) -> None:
+    def __init__(self, name: str, destination: Destination) -> None:
+        self.headers: Mapping[str, str] = {}
         self._name = name
         self._destination = destination
-        self._headers = tuple(headers.items())
         self._channel: Any = None
         self._export: Any = None
 
@@ -57,7 +57,9 @@ class OtlpGrpc:
             self._export = STUBS[self._destination.signal](self._channel).Export
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
-        call = self._export.future(message, timeout=self._destination.timeout, metadata=self._headers)
+        call = self._export.future(
+            message, timeout=self._destination.timeout, metadata=tuple(self.headers.items())
+        )
         call.add_done_callback(lambda _: _wake(loop, done))
         try:
             await done.wait()
@@ -85,7 +87,7 @@ class OtlpGrpc:
         if code in REPEATABLE:
             return TransientError(f"{head}. Does it run? Check {target.setting}", retry_after=wait)
         if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            return PermanentError(f"{head}; check headers (OTEL_EXPORTER_OTLP_HEADERS)", fault="target")
+            return KeyRefused(f"{head}; check headers (OTEL_EXPORTER_OTLP_HEADERS)")
         if code in ("UNIMPLEMENTED", "NOT_FOUND"):
             return PermanentError(
                 f"{head}; it takes no {target.signal}: check {target.setting}", fault="target"

@@ -32,13 +32,13 @@ COMPRESS: Mapping[str, Callable[[bytes], bytes]] = {
 class OtlpHttp:
     """Sends the messages of one signal to its `destination`. `headers`: with their secrets resolved."""
 
-    def __init__(self, name: str, destination: Destination, headers: Mapping[str, str]) -> None:
+    def __init__(self, name: str, destination: Destination) -> None:
+        self.headers: Mapping[str, str] = {}
         self._destination = destination
-        self._headers = {**headers, "content-type": "application/x-protobuf"}
+        self._own = {"content-type": "application/x-protobuf"}
         self._compress = COMPRESS.get(destination.compression)
         if self._compress is not None:
-            self._headers["content-encoding"] = destination.compression
-        self._secret = max((value.rpartition(" ")[2] for value in headers.values()), key=len, default=None)
+            self._own["content-encoding"] = destination.compression
         self._sender = _Sender(name, destination)
 
     async def send(self, message: Any) -> Any:
@@ -46,8 +46,9 @@ class OtlpHttp:
         body = message.SerializeToString()
         if self._compress is not None:
             body = self._compress(body)
+        secret = max((value.rpartition(" ")[2] for value in self.headers.values()), key=len, default=None)
         answer = await self._sender.send(
-            self._destination.url, body, headers=self._headers, secret=self._secret
+            self._destination.url, body, headers={**self.headers, **self._own}, secret=secret
         )
         return self._read(answer)
 

@@ -14,6 +14,7 @@ from servers.zipkin import Zipkin
 
 from agentrt import plugins
 from agentrt.errors import ConfigError, PermanentError, ThrottledError, TransientError
+from agentrt.telemetry.http import KeyRefused
 from agentrt.telemetry.signals import Batch, Link, Span
 from plugins.signals import CHAT_ID, NOW, RESOURCE, ROOT_ID, TOOL_ID, TRACE_ID, batch, spans
 
@@ -128,7 +129,7 @@ async def test_a_batch_that_is_tried_again_goes_on_where_it_failed(zipkin: Zipki
     [
         (429, ThrottledError, "HTTP 429"),
         (500, TransientError, "HTTP 500"),
-        (401, PermanentError, r"check \[telemetry.zipkin\] headers"),
+        (401, KeyRefused, r"check \[telemetry.zipkin\] headers"),
         (404, PermanentError, r"check \[telemetry.zipkin\] endpoint"),
         (302, PermanentError, r"check \[telemetry.zipkin\] endpoint"),
         (400, PermanentError, "bad span"),

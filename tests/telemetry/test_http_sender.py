@@ -11,7 +11,7 @@ from servers.faulty import BlackHole, Refusing
 from servers.http_server import HttpServer
 
 from agentrt.errors import ConfigError, PermanentError, ThrottledError, TransientError
-from agentrt.telemetry.http import HttpSender, TooLarge, check_url
+from agentrt.telemetry.http import HttpSender, KeyRefused, TooLarge, check_url
 
 pytestmark = pytest.mark.asyncio
 
@@ -63,8 +63,8 @@ async def test_on_another_loop_there_are_other_connections(answering: Callable[.
     [
         (301, PermanentError, "check the address"),
         (400, PermanentError, "HTTP 400: said"),
-        (401, PermanentError, "check the key"),
-        (403, PermanentError, "check the key"),
+        (401, KeyRefused, "check the key"),
+        (403, KeyRefused, "check the key"),
         (404, PermanentError, "check the address"),
         (408, TransientError, "HTTP 408"),
         (413, TooLarge, "HTTP 413"),

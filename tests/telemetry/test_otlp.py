@@ -43,6 +43,8 @@ from telemetry.samples import NOW, RESOURCE, batch, line, metrics, span
 from agentrt.decode import Where
 from agentrt.errors import CallError, ConfigError, PermanentError, ThrottledError, TransientError
 from agentrt.plugins import load, make
+from agentrt.secrets import SecretUnavailable
+from agentrt.telemetry.http import KeyRefused
 from agentrt.telemetry.otlp import Jaeger, Otlp
 from agentrt.telemetry.otlp_messages import CACHED, Messages
 from agentrt.telemetry.signals import Batch, Resource, Span
@@ -427,11 +429,22 @@ async def test_what_is_too_large_alone_is_lost_and_told() -> None:
 
 
 class Host:
-    """What `open` needs of a host."""
+    """What `open` needs of a host. `others`: what the reference leads to for one who was refused, in turn."""
+
+    def __init__(self, *others: str) -> None:
+        self.others = list(others)
+        self.refused: list[str] = []
 
     async def secret(self, reference: str, /) -> str:
         assert reference == "secret://vault/token"
         return "s3cr3t-value"
+
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        assert reference == "secret://vault/token"
+        self.refused.append(value)
+        if not self.others:
+            raise SecretUnavailable(f"{reference}: the provider is down")
+        return self.others.pop(0)
 
 
 async def test_secrets_in_headers_are_looked_up_when_it_opens(collector: Collector) -> None:
@@ -456,6 +469,39 @@ async def test_a_secret_that_the_server_repeats_is_not_in_the_message(
     await otlp.open(host)
     error = await failure(otlp)
     assert "s3cr3t" not in str(error)
+
+
+async def test_a_refused_key_is_looked_up_anew_and_the_message_sent_once_more(collector: Collector) -> None:
+    otlp = Otlp(
+        endpoint=collector.url, signals=("spans",), headers={"authorization": "Bearer secret://vault/token"}
+    )
+    host: Any = Host("n3w-s3cr3t-value\n")
+    await otlp.open(host)
+    collector.answer(Answer(401), None)
+    await send(otlp, batch())
+    assert [request.headers["authorization"] for request in collector.requests] == [
+        "Bearer s3cr3t-value",
+        "Bearer n3w-s3cr3t-value",
+    ]
+    assert host.refused == ["s3cr3t-value"]
+    assert collector.spans
+
+
+@pytest.mark.parametrize("others", [["s3cr3t-value"], []], ids=["it is the same", "there is none to be had"])
+async def test_a_key_that_stays_what_it_was_is_not_sent_twice(
+    collector: Collector, others: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    otlp = Otlp(
+        endpoint=collector.url, signals=("spans",), headers={"authorization": "Bearer secret://vault/token"}
+    )
+    host: Any = Host(*others)
+    await otlp.open(host)
+    collector.answer(Answer(403))
+    error = await failure(otlp)
+    assert "HTTP 403" in str(error)
+    assert len(collector.requests) == 1
+    assert ("the provider is down" in caplog.text) is (not others)
+    assert "s3cr3t-value" not in caplog.text
 
 
 # --- gRPC ------------------------------------------------------------------------------------------------
@@ -530,7 +576,7 @@ def retry_info(seconds: int) -> tuple[tuple[str, bytes], ...]:
         (grpc.StatusCode.RESOURCE_EXHAUSTED, retry_info(3), ThrottledError, 3.5),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, (), PermanentError, None),
         (grpc.StatusCode.INVALID_ARGUMENT, (), PermanentError, None),
-        (grpc.StatusCode.UNAUTHENTICATED, (), PermanentError, None),
+        (grpc.StatusCode.UNAUTHENTICATED, (), KeyRefused, None),
         (grpc.StatusCode.UNIMPLEMENTED, (), PermanentError, None),
         (grpc.StatusCode.UNAVAILABLE, (("google.rpc.retryinfo-bin", b"\xff\xff"),), TransientError, None),
     ],

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from agentrt.errors import PermanentError
-from agentrt.models.credential import Credential
+from agentrt.errors import ConfigError, PermanentError
 from agentrt.plugins import Host
 from agentrt.telemetry.delivery import Delivery, Part, parts
 from agentrt.telemetry.http import HttpSender
+from agentrt.telemetry.secret_headers import SecretHeaders
 from agentrt.telemetry.signals import Batch, Histogram
 from agentrt_datadog.encoding import distributions, encode_log, host_name, series, tags_of, usable_name
 
@@ -40,7 +40,11 @@ class Intake:
     def __init__(
         self, *, api_key: str, bases: tuple[str, str], tags: Mapping[str, str], timeout: float
     ) -> None:
-        self._credential = Credential(api_key, owner="datadog", setting=f"{TABLE} api_key", required=True)
+        if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+            raise ConfigError(
+                f"the API key holds blanks, line breaks or characters outside ASCII: set {TABLE} api_key"
+            )
+        self._headers = SecretHeaders({"dd-api-key": api_key})
         self._bases = {LOGS: bases[0], SERIES: bases[1], DISTRIBUTIONS: bases[1]}
         self._tags = dict(tags)
         self._http = HttpSender(
@@ -54,8 +58,7 @@ class Intake:
         self._delivery = Delivery("datadog", self._parts, self._send, timeout=timeout)
 
     async def open(self, host: Host) -> None:
-        self._credential.open(host)
-        await self._credential.get()
+        await self._headers.open(host)
 
     async def export(self, batch: Batch, /) -> None:
         await self._delivery.deliver(batch)
@@ -80,23 +83,19 @@ class Intake:
         yield from parts(spread, to=DISTRIBUTIONS, count=SERIES_COUNT, size=DISTRIBUTION_BYTES)
 
     async def _send(self, part: Part) -> None:
-        key = await self._credential.get()
         body = b"[" + b",".join(part.items) + b"]"
         if part.to != LOGS:
             body = b'{"series":' + body + b"}"
-        headers = {"content-type": "application/json", "dd-api-key": key or ""}
+        own = {"content-type": "application/json"}
         if part.to == DISTRIBUTIONS:
             # The one encoding that this endpoint documents.
-            headers["content-encoding"], body = "deflate", zlib.compress(body, LEVEL)
+            own["content-encoding"], body = "deflate", zlib.compress(body, LEVEL)
         else:
-            headers["content-encoding"], body = "gzip", gzip.compress(body, LEVEL)
+            own["content-encoding"], body = "gzip", gzip.compress(body, LEVEL)
         url = self._bases[part.to] + PATHS[part.to]
-        try:
-            answer = await self._http.send(url, body, headers=headers, secret=key)
-        except PermanentError as error:
-            if error.fault == "target":
-                self._credential.refused()
-            raise
+        answer = await self._headers.through(
+            lambda key: self._http.send(url, body, headers={**own, **key}, secret=key["dd-api-key"])
+        )
         _check(answer, part)
 
     def _is_usable(self, name: str) -> bool:

@@ -11,7 +11,8 @@ from agentrt import options
 from agentrt.errors import ConfigError
 from agentrt.plugins import Host
 from agentrt.telemetry.delivery import GRACE
-from agentrt.telemetry.http import check_url, headers_with_secrets
+from agentrt.telemetry.http import check_url
+from agentrt.telemetry.secret_headers import SecretHeaders
 from agentrt.telemetry.signals import Batch, Signal
 
 __all__ = ["Prometheus"]
@@ -62,7 +63,7 @@ class Prometheus:
         self.interval = options.seconds("interval", interval)
         self._push_timeout = options.seconds("timeout", timeout)
         self.timeout = timeout + GRACE
-        self._headers = dict(headers or {})
+        self._headers = SecretHeaders(headers or {})
         self._scope_labels = scope_labels
         self._registry: Any = None
         self._families: Any = None
@@ -73,7 +74,7 @@ class Prometheus:
 
     async def open(self, host: Host) -> None:
         """Begin to listen. Raises ConfigError if the port is taken."""
-        self._headers = await headers_with_secrets(self._headers, host)
+        await self._headers.open(host)
         self._start()
 
     async def export(self, batch: Batch, /) -> None:

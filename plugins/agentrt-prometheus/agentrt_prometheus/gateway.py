@@ -9,6 +9,7 @@ from urllib.parse import quote
 from prometheus_client import CollectorRegistry, generate_latest
 
 from agentrt.telemetry.http import HttpSender
+from agentrt.telemetry.secret_headers import SecretHeaders
 
 __all__ = ["Gateway", "group_path"]
 
@@ -18,9 +19,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Gateway:
     """One group of a pushgateway: each push replaces what the group held."""
 
-    def __init__(self, url: str, *, headers: Mapping[str, str], timeout: float) -> None:
+    def __init__(self, url: str, *, headers: SecretHeaders, timeout: float) -> None:
         self._url = url
-        self._headers = dict(headers)
+        self._headers = headers
         self._http = HttpSender(
             "pushgateway",
             key_setting="[telemetry.prometheus] headers",
@@ -30,12 +31,17 @@ class Gateway:
 
     async def push(self, registry: CollectorRegistry, path: str) -> None:
         """Replace the group at `path`."""
-        headers = {**self._headers, "content-type": CONTENT_TYPE}
-        await self._http.send(self._url + path, generate_latest(registry), method="PUT", headers=headers)
+        url, body = self._url + path, generate_latest(registry)
+        await self._headers.through(
+            lambda headers: self._http.send(
+                url, body, method="PUT", headers={**headers, "content-type": CONTENT_TYPE}
+            )
+        )
 
     async def delete(self, path: str) -> None:
         """Remove the group at `path`."""
-        await self._http.send(self._url + path, method="DELETE", headers=self._headers)
+        url = self._url + path
+        await self._headers.through(lambda headers: self._http.send(url, method="DELETE", headers=headers))
 
     async def aclose(self) -> None:
         await self._http.aclose()

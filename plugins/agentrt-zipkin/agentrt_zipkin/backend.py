@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from agentrt import options
 from agentrt.plugins import Host
 from agentrt.telemetry.delivery import GRACE, Delivery, Part, parts
-from agentrt.telemetry.http import HttpSender, check_url, headers_with_secrets
+from agentrt.telemetry.http import HttpSender, check_url
+from agentrt.telemetry.secret_headers import SecretHeaders
 from agentrt.telemetry.signals import Batch, Signal
 from agentrt_zipkin.encoding import encode
 
@@ -45,7 +46,7 @@ class Zipkin:
         )
         self.interval = options.seconds("interval", interval)
         self.timeout = options.seconds("timeout", timeout) + GRACE
-        self._headers = {"content-type": "application/json", **(headers or {})}
+        self._headers = SecretHeaders({"content-type": "application/json", **(headers or {})})
         self._http = HttpSender(
             "zipkin", key_setting="[telemetry.zipkin] headers", url_setting="[telemetry.zipkin] endpoint",
             timeout=timeout,
@@ -54,7 +55,7 @@ class Zipkin:
 
     async def open(self, host: Host) -> None:
         """Look up the secrets in the headers."""
-        self._headers = await headers_with_secrets(self._headers, host)
+        await self._headers.open(host)
 
     async def export(self, batch: Batch, /) -> None:
         await self._delivery.deliver(batch)
@@ -67,4 +68,5 @@ class Zipkin:
         return parts(encoded, count=REQUEST_SPANS, size=REQUEST_BYTES)
 
     async def _send(self, part: Part) -> None:
-        await self._http.send(self.endpoint, b"[" + b",".join(part.items) + b"]", headers=self._headers)
+        body = b"[" + b",".join(part.items) + b"]"
+        await self._headers.through(lambda headers: self._http.send(self.endpoint, body, headers=headers))
