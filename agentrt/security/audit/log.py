@@ -318,8 +318,11 @@ class AuditLog:
 
     def put(self, ticket: Ticket, *, refusable: bool = False) -> None:
         """Queue a record."""
-        if self._writer.is_forked:
-            self._open_in_child(refusable=refusable)
+        if self._writer.is_forked and not self._opened_in_child(refusable=refusable):
+            self._writer.statistics.lost += 1
+            if ticket.told is not None:
+                ticket.told(None)
+            return
         if self._closed and not self.is_open:
             if refusable and self.policy.on_failure == "refuse":
                 raise AuditUnavailable(f"not begun, because the audit log {self.path} is closed")
@@ -370,11 +373,11 @@ class AuditLog:
                 record.arguments = json_within(self._redactor.value(arguments), REDACTED)
         return Ticket(record, arguments=hashed)
 
-    def _open_in_child(self, *, refusable: bool) -> None:
+    def _opened_in_child(self, *, refusable: bool) -> bool:
         """A forked process has a log of its own, if its path says how to name it."""
         with self._reopening:
             if not self._writer.is_forked:
-                return
+                return True
             if "{pid}" not in self._path or self._keys is None:
                 why = (
                     f"the audit log {self.path} belongs to the process that forked this one: give each a log of its "
@@ -383,8 +386,9 @@ class AuditLog:
                 if refusable and self.policy.on_failure == "refuse":
                     raise AuditUnavailable(f"not begun, because it could not be recorded: {why}")
                 self._writer.warn_once(why)
-                return
+                return False
             self._writer.start(self._keys)
+            return True
 
 
 def judged(error: BaseException | None) -> tuple[Outcome, Decision]:

@@ -1,0 +1,364 @@
+"""An audit log when something is wrong: the disk, what others have left, other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrt.errors import ConfigError
+from agentrt.security.audit import AuditLog, AuditUnavailable
+from agentrt.security.audit.segments import segments
+from security.audits import KEY, checked, items, records, written
+
+ROOT = os.geteuid() == 0
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: to whoever writes, the same as a disk that is full."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+async def until(condition: Any, *, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.01)
+
+
+# --- the disk fails --------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_strict_refuses_what_it_cannot_record_and_recovers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, strict=True, signing_key=KEY.encode()) as log:
+        (await log.durable_intent("x", "before")).ended()
+        await until(lambda: log.statistics.written == 2)
+        with room(path.stat().st_size + 100):
+            for _ in range(3):
+                with pytest.raises(AuditUnavailable, match="may not grow further") as caught:
+                    await log.durable_intent("x", "refused")
+                assert caught.value.executed is False
+                assert str(path) in str(caught.value)
+            assert checked(path).ok, "nothing of what failed is in it"
+        (await log.durable_intent("x", "after")).ended()
+    assert [record["resource"] for record in records(path)] == ["before"] * 2 + ["after"] * 2
+    [gap] = [item for item in items(path) if item["type"] == "gap"]
+    assert (gap["refused"], gap.get("lost")) == (3, None)
+    assert "may not grow further" in gap["reason"]
+    assert checked(path).ok
+    said = [record.getMessage() for record in caplog.records if record.name == "agentrt.audit"]
+    assert len(said) == 2, "one message for the failure, one for its end"
+
+
+@pytest.mark.asyncio
+async def test_warn_goes_on_and_writes_what_waited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, on_failure="warn", queue=10) as log:
+        log.note("x", "before")
+        await until(lambda: log.statistics.written == 1)
+        with room(path.stat().st_size + 100):
+            for number in range(30):
+                log.intent("x", f"meanwhile:{number}")
+            await until(lambda: log.failure is not None)
+            for number in range(30):
+                log.intent("x", f"later:{number}")
+        await until(lambda: log.failure is None)
+        log.note("x", "after")
+    resources = [record["resource"] for record in records(path)]
+    assert resources[0] == "before"
+    assert resources[-1] == "after"
+    assert resources[1:11] == [f"meanwhile:{number}" for number in range(10)]
+    [gap] = [item for item in items(path) if item["type"] == "gap"]
+    assert gap["lost"] == 50 == log.statistics.lost
+    assert sum("cannot be written" in record.getMessage() for record in caplog.records) == 1
+    assert checked(path, None).ok
+
+
+@pytest.mark.asyncio
+async def test_refuse_without_waiting_refuses_once_it_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, on_failure="refuse") as log:
+        log.note("x", "before")
+        await until(lambda: log.statistics.written == 1)
+        with room(path.stat().st_size + 100):
+            operation = log.intent("x", "goes on")
+            await until(lambda: log.failure is not None)
+            with pytest.raises(AuditUnavailable, match="not begun, because it could not be recorded"):
+                log.intent("x", "refused")
+            operation.ended()
+        await until(lambda: log.failure is None)
+        log.intent("x", "after").ended()
+    assert [record["resource"] for record in records(path)] == [
+        "before",
+        "goes on",
+        "goes on",
+        "after",
+        "after",
+    ]
+    [gap] = [item for item in items(path) if item["type"] == "gap"]
+    assert gap["refused"] == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.skipif(not ROOT or shutil.which("mount") is None, reason="mounting needs root")
+async def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """A real one: 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = await asyncio.to_thread(
+        subprocess.run, ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        path = disk / "audit.jsonl"
+        async with AuditLog(path, strict=True, rotation=16_000) as log:
+            with pytest.raises(AuditUnavailable, match="there is no room left on the disk: free some"):
+                await _fill(log)
+            full = len(segments(path))
+            assert checked(path, None).ok
+            segments(path)[0].unlink()
+            (await log.durable_intent("x", "after")).ended()
+        assert full > 2
+        report = checked(path, None, pruned=True)
+        assert report.ok, report.problems
+        assert any("refused" in note for note in report.notes)
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", str(disk)], check=True)
+
+
+async def _fill(log: AuditLog) -> None:
+    for number in range(1000):
+        (await log.durable_intent("x", str(number))).ended()
+
+
+@pytest.mark.asyncio
+async def test_a_place_that_cannot_be_written_is_told_when_it_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, why in (
+        (tmp_path / "file" / "audit.jsonl", "a part of the path is a file"),
+        (Path("/proc/audit/audit.jsonl"), "cannot be written"),
+    ):
+        log = AuditLog(path, on_failure="refuse")
+        with pytest.raises(AuditUnavailable, match=why):
+            await log.open()
+        await log.aclose()
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder that nobody may write to, below folders that anybody may look into."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o555)
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_read_only_folder(read_only: Path) -> None:
+    """Root may write anywhere: then as somebody else, in another process."""
+    _forked(_in_a_read_only_folder, read_only / "audit.jsonl")
+    assert list(read_only.iterdir()) == []
+
+
+def _in_a_read_only_folder(path: Path) -> None:
+    if ROOT:
+        os.setuid(65534)
+    logging.getLogger("agentrt.audit").disabled = True
+
+    async def refused() -> None:
+        with pytest.raises(AuditUnavailable, match="this user may not write there"):
+            await AuditLog(path, on_failure="refuse").open()
+
+    async def warned() -> None:
+        log = AuditLog(path, on_failure="warn")
+        await log.open()
+        log.intent("x", "y").ended()
+        with pytest.raises(AuditUnavailable, match=r"2 audit records were lost: .* may not write there"):
+            await log.aclose()
+
+    asyncio.run(refused())
+    asyncio.run(warned())
+
+
+@pytest.mark.asyncio
+async def test_a_log_that_is_moved_away_is_begun_anew_and_this_shows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path) as log:
+        (await log.durable_intent("x", "before")).ended()
+        path.rename(tmp_path / "moved")
+        (await log.durable_intent("x", "after")).ended()
+    assert "moved or removed while it was written" in caplog.text
+    assert "records 1 to" in checked(path, None).problems[0].message
+    (tmp_path / "moved").rename(tmp_path / "audit.jsonl.000001")
+    assert checked(path, None).ok, "what was moved away is all there"
+
+
+@pytest.mark.asyncio
+async def test_records_that_could_not_be_written_at_the_end_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    await log.open()
+    await until(lambda: path.stat().st_size > 0)
+    with room(path.stat().st_size):
+        log.note("x", "y")
+        with pytest.raises(AuditUnavailable, match="1 audit records were lost"):
+            await log.aclose()
+
+
+# --- what was left by others -----------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("left", [b'{"type":"record","seq":', b"\0" * 100, b'{"ty'])
+async def test_a_torn_line_is_cut_off_and_that_is_recorded(tmp_path: Path, left: bytes) -> None:
+    path = tmp_path / "audit.jsonl"
+    await written(path, 3)
+    with path.open("ab") as file:
+        file.write(left)
+    assert any("not committed" in note for note in checked(path).notes)
+    await written(path, 3)
+    [recovered] = [item for item in items(path) if item["type"] == "recovered"]
+    assert (recovered["bytes"], recovered["sha256"]) == (len(left), sha256(left).hexdigest())
+    report = checked(path)
+    assert report.ok, report.problems
+    assert any("were cut off" in note for note in report.notes)
+
+
+@pytest.mark.asyncio
+async def test_a_line_that_was_edited_is_not_mistaken_for_a_torn_one(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    await written(path, 3)
+    data = path.read_bytes()
+    path.write_bytes(data[:-300].replace(b"tool:2", b"tool:9") + data[-300:])
+    await written(path, 3)
+    assert {problem.kind for problem in checked(path).problems} == {"edited"}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("left", ["", '{"type":"file","seq":1'])
+async def test_a_process_that_was_killed_while_it_rotated_is_gone_on_from(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    await written(path, 3)
+    path.rename(tmp_path / "audit.jsonl.000001")
+    if left:
+        path.write_text(left)
+    await written(path, 3)
+    report = checked(path)
+    assert report.ok, report.problems
+    assert items(path)[0]["number"] == 2
+
+
+@pytest.mark.asyncio
+async def test_a_file_that_is_no_log_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes\n")
+    with pytest.raises(ConfigError, match="is no audit log: choose another"):
+        await AuditLog(path).open()
+    assert path.read_text() == "my notes\n"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        await AuditLog(tmp_path / "pipe").open()
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(AuditUnavailable):
+        await AuditLog(tmp_path / "link", on_failure="refuse").open()
+
+
+# --- other processes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_a_second_writer_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentrt.security.audit.log_file.LOCK_SECONDS", 0.05)
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path) as log:
+        second = AuditLog(path, on_failure="warn")
+        with pytest.raises(
+            AuditUnavailable, match=rf"another process \({os.getpid()}\): give each .* {{pid}}"
+        ):
+            await second.open()
+        log.note("x", "y")
+    assert checked(path, None).ok
+    async with AuditLog(path):
+        pass  # the lock was given back
+
+
+@pytest.mark.asyncio
+async def test_a_fork_has_a_log_of_its_own_by_pid(tmp_path: Path) -> None:
+    async with AuditLog(tmp_path / "audit-{pid}.jsonl", signing_key=KEY.encode()) as log:
+        log.intent("x", "parent").ended()
+        child = _forked(_work, log, 50)
+        log.intent("x", "parent").ended()
+    names = sorted(name for name in os.listdir(tmp_path) if name.endswith(".jsonl"))
+    assert names == sorted([f"audit-{os.getpid()}.jsonl", f"audit-{child}.jsonl"])
+    for name, who, count in ((os.getpid(), "parent", 4), (child, "child", 100)):
+        path = tmp_path / f"audit-{name}.jsonl"
+        assert [record["resource"] for record in records(path)] == [who] * count
+        assert checked(path).ok
+        assert checked(path).closed
+
+
+@pytest.mark.asyncio
+async def test_a_fork_does_not_write_to_the_log_of_its_parent(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for policy in ("refuse", "warn"):
+        async with AuditLog(path, on_failure=policy) as log:  # type: ignore[arg-type]
+            log.intent("x", "parent").ended()
+            _forked(_refused if policy == "refuse" else _warned, log)
+            log.intent("x", "parent").ended()
+    assert {record["resource"] for record in records(path)} == {"parent"}
+    assert len(records(path)) == 8
+    assert checked(path, None).ok
+
+
+def _forked(work: Any, *args: Any) -> int:
+    process = multiprocessing.get_context("fork").Process(target=work, args=args)
+    process.start()
+    process.join(20)
+    assert process.exitcode == 0
+    assert process.pid is not None
+    return process.pid
+
+
+def _work(log: AuditLog, count: int) -> None:
+    for _ in range(count):
+        log.intent("x", "child").ended()
+    log.close()
+
+
+def _refused(log: AuditLog) -> None:
+    with pytest.raises(AuditUnavailable, match="belongs to the process that forked this one"):
+        log.intent("x", "child")
+
+
+def _warned(log: AuditLog) -> None:
+    logging.getLogger("agentrt.audit").disabled = True
+    log.intent("x", "child").ended()
+    assert log.failure is not None
+    assert "belongs to the process that forked" in log.failure
+    assert log.statistics.lost == 2

@@ -1,0 +1,302 @@
+"""Writing an audit log: what stands in it, groups, waiting, options."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrt.errors import BudgetExceeded, ConfigError, Refused
+from agentrt.security.audit import AuditLog, acting
+from agentrt.security.audit.log_file import LogFile
+from agentrt.security.audit.segments import segments
+from agentrt.telemetry.redaction import Redactor
+from security.audits import KEY, checked, items, records, written
+
+
+async def until(condition: Any, *, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.01)
+
+
+# --- what stands in it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_an_operation_is_recorded_before_and_after(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "audit.jsonl"
+    async with AuditLog(path, key=b"k" * 32) as log:
+        with acting(actor="billing", on_behalf_of="user:42"):
+            operation = await log.durable_intent("invoice.send", "customer:7", arguments={"b": 1, "a": [2]})
+            assert [item["phase"] for item in records(path)] == ["intent"], (
+                "it is there before anything is done"
+            )
+        operation.ended(duration=1.5)
+    intent, outcome = records(path)
+    assert (intent["action"], intent["resource"], intent["decision"]) == (
+        "invoice.send",
+        "customer:7",
+        "allowed",
+    )
+    assert (intent["actor"], intent["on_behalf_of"]) == ("billing", "user:42")
+    assert intent["arguments_hmac"] == hmac.digest(b"k" * 32, b'{"a":[2],"b":1}', sha256).hex()
+    assert "arguments" not in intent
+    assert (outcome["intent"], outcome["outcome"], outcome["duration"]) == (intent["seq"], "ok", 1.5)
+    assert (outcome["actor"], outcome["on_behalf_of"]) == ("billing", "user:42")
+    assert intent["time"].endswith("Z")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("error", "outcome", "decision"),
+    [
+        (ValueError("x"), "failed", "allowed"),
+        (BudgetExceeded("spent"), "failed", "denied"),
+        (asyncio.CancelledError(), "cancelled", "allowed"),
+        (None, "ok", "allowed"),
+    ],
+)
+async def test_how_it_ended(tmp_path: Path, error: BaseException | None, outcome: str, decision: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path) as log:
+        log.intent("x", "y").ended(error)
+    [_, record] = records(path)
+    assert (record["outcome"], record["decision"]) == (outcome, decision)
+    assert record.get("error") == (None if error is None else type(error).__name__)
+    assert record.get("message") == ("spent" if isinstance(error, Refused) else None), (
+        "words of others may quote"
+    )
+
+
+@pytest.mark.asyncio
+async def test_arguments_are_hashed_redacted_or_left_out_and_never_in_clear(tmp_path: Path) -> None:
+    redactor = Redactor()
+    redactor.add('p4ss "word" 7')
+    for mode in ("hash", "redacted", "none"):
+        path = tmp_path / f"{mode}.jsonl"
+        async with AuditLog(path, arguments=mode, redactor=redactor) as log:
+            log.intent("x", "y", arguments={"city": "Paris", "q": 'is p4ss "word" 7 it?'}).ended(
+                ValueError('p4ss "word" 7 is wrong')
+            )
+        text = path.read_text()
+        assert "word" not in text
+        assert ("Paris" in text) == (mode == "redacted")
+        assert ("is wrong" in text) == (mode == "redacted")
+        assert ("arguments_hmac" in text) == (mode == "hash")
+
+
+@pytest.mark.asyncio
+async def test_secrets_are_taken_out_of_every_field(tmp_path: Path) -> None:
+    redactor = Redactor()
+    redactor.add("hunter2-hunter2")
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, redactor=redactor) as log:
+        with acting(actor="a hunter2-hunter2", on_behalf_of="b hunter2-hunter2"):
+            operation = log.intent(
+                "do hunter2-hunter2", "to hunter2-hunter2", details={"hunter2-hunter2": "hunter2-hunter2"}
+            )
+            operation.ended(BudgetExceeded("hunter2-hunter2"), resource="at hunter2-hunter2")
+    assert b"hunter2" not in path.read_bytes()
+    assert len(records(path)) == 2
+
+
+@pytest.mark.asyncio
+async def test_any_text_and_any_argument_can_be_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    strange = [object(), 2**200, float("nan"), "\ud800", {1: {2: b"\xff"}}, cyclic, {"\udfff": 1}]
+    async with AuditLog(path) as log:
+        for value in strange:
+            log.intent("x\ud800\n", "ünï\0\ud800", arguments=value, details={"a\n": "\udfff"}).ended()
+    assert len(records(path)) == 2 * len(strange)
+    assert checked(path, None).ok
+
+
+@pytest.mark.asyncio
+async def test_equal_arguments_have_equal_hashes_and_others_others(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, key=b"k" * 16) as log:
+        for value in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 3}):
+            log.note("x", "y", arguments=value)
+    first, second, third = (record["arguments_hmac"] for record in records(path))
+    assert first == second != third
+
+
+@pytest.mark.asyncio
+async def test_what_is_recorded_before_it_opens_is_kept_up_to_the_bound(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path, queue=5)
+    for number in range(8):
+        log.note("x", str(number))
+    async with log:
+        pass
+    assert [record["resource"] for record in records(path)] == ["0", "1", "2", "3", "4"]
+    [gap] = [item for item in items(path) if item["type"] == "gap"]
+    assert gap["lost"] == 3
+
+
+@pytest.mark.asyncio
+async def test_it_is_opened_again_and_the_chain_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for _ in range(3):
+        await written(path, 3)
+    report = checked(path)
+    assert report.ok, report.problems
+    assert report.closed
+    assert [item["type"] for item in items(path)].count("opened") == 3
+
+
+# --- groups ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_records_of_many_tasks_share_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs: list[int] = []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (time.sleep(0.005), syncs.append(fd), real(fd)))
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, strict=True) as log:
+
+        async def operate(number: int) -> None:
+            for _ in range(5):
+                (await log.durable_intent("x", str(number))).ended()
+
+        await asyncio.gather(*map(operate, range(100)))
+    assert len(records(path)) == 1000
+    assert len(syncs) < 40, "500 intents were waited for"
+    assert checked(path, None).ok
+
+
+@pytest.mark.asyncio
+async def test_tasks_and_threads_write_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, rotation=50_000, signing_key=KEY.encode(), checkpoint_every=50) as log:
+
+        def threaded(name: str) -> None:
+            for number in range(200):
+                log.intent("thread", f"{name}:{number}").ended()
+
+        async def task(name: str) -> None:
+            for number in range(100):
+                (await log.durable_intent("task", f"{name}:{number}")).ended()
+
+        threads = [threading.Thread(target=threaded, args=(str(name),)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        await asyncio.gather(*(task(str(name)) for name in range(4)))
+        await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+    every = [record for file in segments(path) for record in records(file)]
+    report = checked(path)
+    assert report.ok, report.problems
+    assert report.files > 3
+    for name in range(4):
+        mine = [r for r in every if r["phase"] == "intent" and r["resource"].startswith(f"{name}:")]
+        assert [r["resource"] for r in mine if r["action"] == "thread"] == [f"{name}:{n}" for n in range(200)]
+    intents = {record["seq"]: record for record in every if record["phase"] == "intent"}
+    outcomes = [record for record in every if record["phase"] == "outcome"]
+    assert len(intents) == len(outcomes) == 1200
+    assert all(intents[outcome["intent"]]["resource"] == outcome["resource"] for outcome in outcomes)
+
+
+@pytest.mark.asyncio
+async def test_a_checkpoint_comes_after_some_time(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, signing_key=KEY.encode(), checkpoint_seconds=0.05) as log:
+        log.note("x", "y")
+        await until(lambda: log.statistics.checkpoints == 1)
+        assert items(path)[-1]["type"] == "checkpoint"
+        await asyncio.sleep(0.2)
+        assert log.statistics.checkpoints == 1, "nothing new is to be signed"
+
+
+@pytest.mark.asyncio
+async def test_a_program_that_forgets_to_close_it_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    program = f"""
+import asyncio
+from agentrt.security.audit import AuditLog
+async def main():
+    log = AuditLog({str(path)!r})
+    await log.open()
+    for number in range(500):
+        log.note("x", str(number))
+asyncio.run(main())
+"""
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], check=True)
+    assert len(records(path)) == 500
+    assert checked(path, None).closed
+
+
+# --- waiting ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_a_wait_that_is_cancelled_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    real = LogFile.append
+    monkeypatch.setattr(LogFile, "append", lambda self, data: (go.wait(5), real(self, data))[1])
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, strict=True) as log:
+        waiting = asyncio.ensure_future(log.durable_intent("x", "y"))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        go.set()
+    intent, outcome = records(path)
+    assert (outcome["outcome"], outcome["intent"]) == ("cancelled", intent["seq"])
+
+
+# --- options ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strict": True, "on_failure": "warn"}, "contradict each other"),
+        ({"on_failure": "explode"}, "on_failure must be one of 'refuse', 'warn'"),
+        ({"arguments": "clear"}, "arguments must be one of 'hash', 'redacted', 'none'"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be a whole number"),
+        ({"checkpoint_seconds": 0}, "checkpoint_seconds must be a number of seconds"),
+        ({"rotation": 10}, "rotation must be a whole number of at least 1000"),
+        ({"queue": 0}, "queue must be"),
+        ({"sinks": [("odd", object())]}, "the audit sink odd has no"),
+    ],
+)
+def test_options_are_checked(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AuditLog(tmp_path / "a", **options)
+
+
+@pytest.mark.asyncio
+async def test_keys_come_from_files_and_references(tmp_path: Path) -> None:
+    (tmp_path / "signing").write_text(KEY)
+
+    async def secret(reference: str) -> str:
+        return {"secret://hmac": "h" * 32}[reference]
+
+    log = AuditLog(tmp_path / "a", key="secret://hmac", signing_key=str(tmp_path / "signing"))
+    await log.open(secret)
+    log.note("x", "y", arguments=1)
+    await log.aclose()
+    assert records(tmp_path / "a")[0]["arguments_hmac"] == hmac.digest(b"h" * 32, b"1", sha256).hex()
+    assert checked(tmp_path / "a").ok
+    with pytest.raises(ConfigError, match="signing_key: the file that it names cannot be read") as caught:
+        await AuditLog(tmp_path / "a", signing_key="hunter2/hunter2").open()
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match="key has 5 bytes, but must have at least 16"):
+        await AuditLog(tmp_path / "a", key=b"short").open()
