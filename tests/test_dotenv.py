@@ -63,15 +63,15 @@ def test_nothing_is_nothing(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("A=1\nB", ".env:2: B has no '=' after it"),
-        ("A=1\n\nexport B", ".env:3: B has no '=' after it"),
+        ("A=1\nB", ".env:2: this is not NAME=value; there is no '=' after its first word"),
+        ("A=1\n\nexport B", ".env:3: this is not NAME=value; there is no '=' after its first word"),
         ("1A=2", ".env:1: this is not NAME=value; a name has letters, digits and underscores"),
-        ("A-B=2", ".env:1: A has no '=' after it"),
+        ("A-B=2", ".env:1: this is not NAME=value; there is no '=' after its first word"),
         ("=2", ".env:1: this is not NAME=value; a name has letters, digits and underscores"),
         ('A=1\nB="open\nC=3', '.env:2: B: the " that begins its value is never closed'),
         ("B='open", ".env:1: B: the ' that begins its value is never closed"),
         ('\nB="x" y', '.env:2: B: only a comment may follow after the closing "'),
-        ('A="1\n2"\nB', ".env:3: B has no '=' after it"),
+        ('A="1\n2"\nB', ".env:3: this is not NAME=value; there is no '=' after its first word"),
         ("A=\0", ".env:1: A holds a NUL character, which no environment variable can"),
     ],
 )

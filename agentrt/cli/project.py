@@ -18,7 +18,14 @@ from agentrt.config import Config
 from agentrt.errors import ConfigError
 from agentrt.runtime import Runtime
 
-__all__ = ["Project", "make_runtime", "open_project", "project_options", "read_config"]
+__all__ = [
+    "Project",
+    "configuration_options",
+    "make_runtime",
+    "open_project",
+    "project_options",
+    "read_config",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,7 +41,14 @@ class Project(Struct, frozen=True, eq=False):
 
 def project_options(function: F) -> F:
     """Add the options of `open_project` to a command."""
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_TARGET, *_CONFIGURATION, *_IMPORT)):
+        function = option(function)
+    return function
+
+
+def configuration_options(function: F) -> F:
+    """Add the options of `read_config` to a command, but for the models."""
+    for option in reversed(_CONFIGURATION):
         function = option(function)
     return function
 
@@ -51,7 +65,7 @@ def _complete_setting(ctx: click.Context, parameter: click.Parameter, incomplete
     return complete_setting(incomplete)
 
 
-_OPTIONS: Sequence[Callable[[Any], Any]] = (
+_TARGET: Sequence[Callable[[Any], Any]] = (
     click.argument("target", shell_complete=_complete_target),
     click.option(
         "-m",
@@ -62,6 +76,9 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
         help="Use this model instead of the agent's own, for example openai:gpt-5-mini. "
         "Given again: what to fall back to.",
     ),
+)
+
+_CONFIGURATION: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--set",
         "overrides",
@@ -85,6 +102,9 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
         type=click.Path(),
         help="Environment variables, NAME=value a line. What is set already stays as it is.",
     ),
+)
+
+_IMPORT: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--app-dir",
         metavar="DIR",

@@ -11,9 +11,12 @@ from agentrt.cli.main import help_instead
 __all__ = ["secrets"]
 
 COMMANDS = {
-    "scan": "Find secrets that stand in files.",
+    "get": ("secrets_lookup", "See whether a secret is there; show it if asked to, on a terminal."),
+    "list": ("secrets_lookup", "List the names of the secrets that a provider has."),
+    "check": ("secrets_lookup", "See whether every reference in the configuration leads to a secret."),
+    "scan": ("secrets_scan", "Find secrets that stand in files."),
 }
-"""The commands in the order of the help. `agentrt.cli.secrets_NAME` has each, and is imported when it is used."""
+"""The commands in the order of the help, each with its module in this folder, which is imported when it is used."""
 
 
 class _Commands(click.Group):
@@ -23,13 +26,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"agentrt.cli.secrets_{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        module = importlib.import_module(f"agentrt.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, "list_secrets" if cmd_name == "list" else cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
 
 
 @click.group(
@@ -38,6 +41,9 @@ class _Commands(click.Group):
     invoke_without_command=True,
     epilog="""\b
 Examples:
+  agentrt secrets get secret://env/OPENAI_API_KEY
+  agentrt secrets list --provider file
+  agentrt secrets check --config production.toml
   agentrt secrets scan
 """,
 )

@@ -67,7 +67,8 @@ def parse_env(text: str, *, name: str = "environment file") -> dict[str, str]:
             raise ConfigError(f"{where}: this is not NAME=value; a name has letters, digits and underscores")
         variable, equals = match.groups()
         if not equals:
-            raise ConfigError(f"{where}: {variable} has no '=' after it")
+            # Not the word itself: it may be a line of a value that was to be in quotes.
+            raise ConfigError(f"{where}: this is not NAME=value; there is no '=' after its first word")
         value, at = _value(text, match.end(), f"{where}: {variable}")
         if "\0" in value:
             raise ConfigError(f"{where}: {variable} holds a NUL character, which no environment variable can")

@@ -40,10 +40,7 @@ class Dotenv:
         return {ref: self._value(ref, variables) for ref in refs if ref.name in variables}
 
     async def list(self, prefix: str = "", /) -> Sequence[str]:
-        try:
-            variables = await asyncio.to_thread(self._variables, SecretRef(str(self.path)))
-        except SecretNotFound:
-            return []
+        variables = await asyncio.to_thread(self._variables, SecretRef("*", "dotenv"))
         return [name for name in variables if name.startswith(prefix)]
 
     def _variables(self, ref: SecretRef) -> dict[str, str]:

@@ -55,18 +55,20 @@ class File:
     # --- in a thread -----------------------------------------------------------------------------------
 
     def _read(self, ref: SecretRef) -> str:
-        for last in (False,) * (TRIES - 1) + (True,):
+        text = self._text(ref)
+        if text.endswith("\n"):
+            text = text[:-1].removesuffix("\r")
+        if not text:
+            raise SecretInvalid(f"{ref}: the file is empty")
+        return text
+
+    def _text(self, ref: SecretRef) -> str:
+        for _ in range(TRIES - 1):
             try:
-                text = read_text(ref, self._resolved(ref), limit=self.max_bytes, files=self._files)
+                return read_text(ref, self._resolved(ref), limit=self.max_bytes, files=self._files)
             except SecretNotFound:
-                if last:
-                    raise
-                continue
-            text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-            if not text:
-                raise SecretInvalid(f"{ref}: the file is empty")
-            return text
-        raise AssertionError("unreachable")
+                continue  # perhaps the link was just turned
+        return read_text(ref, self._resolved(ref), limit=self.max_bytes, files=self._files)
 
     def _resolved(self, ref: SecretRef) -> str:
         """The path of the file without symbolic links; it is below the directory."""
@@ -75,16 +77,19 @@ class File:
             found = os.path.realpath(os.path.join(root, ref.name), strict=True)
         except OSError as error:
             if not os.path.isdir(root):
-                raise SecretNotFound(
-                    f"{ref}: there is no directory {self.path}: mount it, or set `path` of this provider"
-                ) from error
+                raise SecretNotFound(f"{ref}: {self._no_directory()}") from error
             raise failure(ref, error) from error
         if os.path.commonpath([root, found]) != root or found == root:
             raise SecretInvalid(f"{ref}: it is a link to a place that is not below {self.path}")
         return found
 
+    def _no_directory(self) -> str:
+        return f"there is no directory {self.path}: mount it, or set `path` of this provider"
+
     def _list(self, prefix: str) -> Sequence[str]:
         root = os.path.realpath(self.path)
+        if not os.path.isdir(root):
+            raise SecretNotFound(self._no_directory())
         names = []
         for folder, folders, files in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith(".."))

@@ -217,8 +217,8 @@ class SecretsManager:
             slot.stop_timer()
             slot.kept = None
         self._known.clear()
-        await self._fetches.aclose()
         try:
+            await self._fetches.aclose()
             await self._leases.revoke(
                 self._providers.revoke,
                 now=asyncio.get_running_loop().time(),

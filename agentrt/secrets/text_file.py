@@ -46,15 +46,17 @@ def read_text(ref: SecretRef, path: str, *, limit: int, files: WritableFiles) ->
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise failure(ref, error) from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise SecretInvalid(f"{ref}: it is no regular file")
         files.look(path, status.st_mode)
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
-        except OSError as error:
-            raise failure(ref, error) from error
+    except OSError as error:
+        raise failure(ref, error) from error
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise SecretInvalid(f"{ref}: the file is larger than {limit:,} bytes; set max_bytes if that is meant")
     try:
