@@ -327,7 +327,7 @@ async def test_a_fork_has_a_log_of_its_own_by_pid(tmp_path: Path) -> None:
 async def test_a_fork_does_not_write_to_the_log_of_its_parent(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     for policy in ("refuse", "warn"):
-        async with AuditLog(path, on_failure=policy) as log:  # type: ignore[arg-type]
+        async with AuditLog(path, on_failure=policy) as log:
             log.intent("x", "parent").ended()
             _forked(_refused if policy == "refuse" else _warned, log)
             log.intent("x", "parent").ended()

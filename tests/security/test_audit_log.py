@@ -167,7 +167,13 @@ async def test_it_is_opened_again_and_the_chain_goes_on(tmp_path: Path) -> None:
 async def test_records_of_many_tasks_share_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     syncs: list[int] = []
     real = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (time.sleep(0.005), syncs.append(fd), real(fd)))
+
+    def slow(fd: int) -> None:
+        time.sleep(0.005)
+        syncs.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
     path = tmp_path / "audit.jsonl"
     async with AuditLog(path, strict=True) as log:
 
@@ -198,7 +204,8 @@ async def test_tasks_and_threads_write_at_the_same_time(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         await asyncio.gather(*(task(str(name)) for name in range(4)))
-        await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
     every = [record for file in segments(path) for record in records(file)]
     report = checked(path)
     assert report.ok, report.problems
