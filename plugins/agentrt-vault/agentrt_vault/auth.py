@@ -22,6 +22,9 @@ __all__ = ["AppRole", "AppRoleLogin", "GivenToken", "Jwt", "JwtLogin", "Kubernet
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 """Where Kubernetes puts a pod's own token."""
 
+LAST_PART = 1 / 3
+"""A token is renewed, or replaced by a login, when no more than this part of its time is left."""
+
 SECRET_ID_PATH = re.compile(r"auth/(?P<mount>.+)/role/[^/]+/(custom-)?secret-id")
 
 
@@ -103,6 +106,10 @@ class Token(Struct, eq=False):
     def left(self) -> float:
         """Seconds until it ends; inf if it does not."""
         return self.ends - asyncio.get_running_loop().time()
+
+    def is_fresh(self) -> bool:
+        """Whether more than the last third of its time is left."""
+        return math.isinf(self.ends) or self.left() > self.ttl * LAST_PART
 
     def __repr__(self) -> str:
         return f"Token(made={self.made!r}, ttl={self.ttl!r}, renewable={self.renewable!r})"

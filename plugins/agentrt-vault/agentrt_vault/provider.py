@@ -118,7 +118,7 @@ class VaultSecrets:
         answer = await self._session.ask(str(ref), "GET", f"{place.mount}/{place.path}")
         if not answer.ok:
             raise self._missing(ref, place, answer)
-        return SecretValue(_text(answer.body.data))
+        return SecretValue(self._text(ref, answer.body.data))
 
     async def _kv2(self, ref: SecretRef, place: Kv) -> SecretValue:
         query = None if ref.version is None else {"version": _version(ref)}
@@ -126,7 +126,8 @@ class VaultSecrets:
         if not answer.ok:
             raise self._missing(ref, place, answer)
         wrapped = _wrapped(answer)
-        return SecretValue(_text(wrapped.data), version=str(wrapped.metadata.get("version") or "") or None)
+        version = wrapped.metadata.get("version")
+        return SecretValue(self._text(ref, wrapped.data), version=None if version is None else str(version))
 
     async def _credentials(self, ref: SecretRef, place: Credentials) -> SecretValue:
         if ref.version is not None:
@@ -138,7 +139,7 @@ class VaultSecrets:
                 why = answer.said or "there is no such role"
                 raise SecretNotFound(f"{ref}: vault at {self._vault.host} has no {place.path}: {why}")
             raise self._refused(ref, place.path, answer)
-        value = _text(body.data)
+        value = self._text(ref, body.data)
         if body.lease_id:
             ttl = self._lasting(body.lease_id, body.lease_duration, token)
             return SecretValue(value, lease=body.lease_id, ttl=ttl, renewable=body.renewable)
@@ -298,6 +299,13 @@ class VaultSecrets:
             hint = f": {place.mount} is the mount already, leave it out of the name"
         return SecretNotFound(f"{where} has no {which}{hint}")
 
+    def _text(self, ref: SecretRef, data: msgspec.Raw) -> str:
+        """The data as the server wrote them: an object in JSON."""
+        text = bytes(data).decode()
+        if not text.lstrip().startswith("{"):
+            raise SecretInvalid(f"{ref}: vault at {self._vault.host} answered with no data")
+        return text
+
     def _refused(self, what: object, path: str, answer: Answer) -> SecretInvalid:
         said = answer.said or f"HTTP {answer.status}"
         return SecretInvalid(f"{str(what)[:300]}: vault at {self._vault.host} refuses {path[:300]}: {said}")
@@ -310,10 +318,6 @@ def _wrapped(answer: Answer) -> _Data:
     except msgspec.DecodeError:
         found = None
     return found or _Data()
-
-
-def _text(data: msgspec.Raw) -> str:
-    return bytes(data).decode()
 
 
 def _version(ref: SecretRef) -> str:
@@ -361,9 +365,9 @@ def _method(
         return JwtLogin("kubernetes", kubernetes)
     if token_file is not None:
         return GivenToken(None, options.text("token_file", token_file))
-    found = _given("token", None, "TOKEN") if token is None else token
+    found = (_given("token", None, "TOKEN") or "" if token is None else token).strip()
     if not found:
         raise ConfigError(
             "token is missing: give one of token, token_file, [approle], [jwt] and [kubernetes], or set VAULT_TOKEN"
         )
-    return GivenToken(found.strip(), None)
+    return GivenToken(found, None)

@@ -18,8 +18,8 @@ from agentrt_vault.wire import Answer, Vault
 
 __all__ = ["Session"]
 
-LAST_PART = 1 / 3
-"""A token is renewed, or replaced by a login, when no more than this part of its time is left."""
+REVOKE_LIMIT = 2.0
+"""Seconds that revoking our tokens may take when we are closed."""
 
 _LOGGING_IN: ContextVar[frozenset[int]] = ContextVar("agentrt_vault_logging_in", default=frozenset())
 """The sessions that are logging in for whoever runs now."""
@@ -98,28 +98,28 @@ class Session:
         """Revoke the tokens that our logins made, and so the leases that were given for them."""
         tokens = [*self._replaced, *([self._token] if self._token is not None else [])]
         self._replaced, self._token = [], None
-        for token in tokens:
-            if token.revocable and token.left() > 0:
-                await self._revoke(token)
+        await asyncio.gather(
+            *(self._revoke(token) for token in tokens if token.revocable and token.left() > 0)
+        )
 
     # --- inside --------------------------------------------------------------------------------------------
 
     async def _valid(self) -> Token:
         token = self._token
-        if token is not None and token.left() > token.ttl * LAST_PART:
+        if token is not None and token.is_fresh():
             return token
         async with self._alone():
             token = self._token
             if token is None:
                 token = self._token = await self._log_in()
-            elif token.left() <= token.ttl * LAST_PART:
+            elif not token.is_fresh():
                 token = await self._prolonged(token)
             return token
 
     async def _prolonged(self, token: Token) -> Token:
         """The token with a new term, or another one. One that was given to us is used to its end."""
         if token.renewable and token.left() > 0:
-            if not await self._renew(token) or token.left() > token.ttl * LAST_PART:
+            if not await self._renew(token) or token.is_fresh():
                 return token
             token.renewable = False  # its last day has come
         if token.made:
@@ -172,10 +172,10 @@ class Session:
 
     async def _revoke(self, token: Token) -> None:
         try:
-            async with asyncio.timeout(self._vault.timeout):
+            async with asyncio.timeout(REVOKE_LIMIT):
                 answer = await self._vault.ask("POST", "auth/token/revoke-self", token=token.value, body={})
         except (SecretError, TimeoutError) as error:
-            why = str(error) or f"no answer within {self._vault.timeout:g} s"
+            why = str(error) or f"no answer within {REVOKE_LIMIT:g} s"
         else:
             if answer.ok or answer.status == 403:
                 return  # 403: it had ended before
