@@ -25,7 +25,7 @@ from agentrt.errors import AgentrtError, ConfigError
 from agentrt.models.protocol import Message
 from agentrt.plugins import Host, close_plugin, open_plugin
 from agentrt.session import Session
-from agentrt.state.protocol import MAX_ID, Entry, StateStore
+from agentrt.state.protocol import MAX_ID, Entry, StateStore, Stored
 
 if TYPE_CHECKING:
     from agentrt.security.encryption import Encryption
@@ -137,12 +137,8 @@ class Conversations:
         stored = await self._call(lambda: self._store.load(id))
         if stored is None:
             return Session(id=id)
-        data = await self._opened(id, stored.document)
-        try:
-            document = _decoder.decode(data)
-        except msgspec.MsgspecError:
-            document = None
-        if document is None:  # outside of the except: the decoder's error would stand beside this one
+        document = _decoded(await self._opened(id, stored))
+        if document is None:
             raise SessionUnreadable(
                 f"the stored session {id!r} is damaged, or was written by a newer agentrt: delete it, or give another "
                 "id"
@@ -204,14 +200,15 @@ class Conversations:
             return data.decode()
         return await _aside(len(data), lambda: encryption.encrypt(data, context=self._context(id)))
 
-    async def _opened(self, id: str, document: str) -> str | bytes:
-        if document.startswith("{"):
+    async def _opened(self, id: str, stored: Stored) -> str | bytes:
+        """The document in clear. When this raises, no variable but `stored` has it, which does not show itself."""
+        if stored.document.startswith("{"):
             if self._encrypt and not self._accept_clear:
                 raise SessionUnreadable(
                     f"the stored session {id!r} is not encrypted, which [state] accept_clear = false refuses: somebody "
                     "else may have written it"
                 )
-            return document
+            return stored.document
         encryption = self._encryption
         if encryption is None:
             raise SessionUnreadable(
@@ -221,7 +218,7 @@ class Conversations:
 
         try:
             return await _aside(
-                len(document), lambda: encryption.decrypt(document, context=self._context(id))
+                len(stored.document), lambda: encryption.decrypt(stored.document, context=self._context(id))
             )
         except DecryptionFailed:
             raise SessionUnreadable(
@@ -246,6 +243,13 @@ async def _encryption(config: Config, secret: Callable[[str], Awaitable[str]]) -
 async def _aside(size: int, work: Callable[[], T]) -> T:
     """In a thread, if it takes long."""
     return work() if size <= THREAD_BYTES else await threads.shared().run(work, name="agentrt encryption")
+
+
+def _decoded(data: str | bytes) -> _Document | None:
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None  # its words may quote the data
 
 
 def _encoded(session: Session) -> bytes:

@@ -127,12 +127,10 @@ class Encryption:
 
     def decrypt_text(self, token: str, *, context: str | bytes) -> str:
         """The plaintext of `token` as text. Raises as `decrypt` does, and `ConfigError` if it is no UTF-8."""
-        data = self.decrypt(token, context=context)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            pass  # which holds the plaintext, so what is raised must not have it beside it
-        raise ConfigError("what was decrypted is not text: read it with decrypt(), which gives bytes")
+        text = _as_text(self.decrypt(token, context=context))
+        if text is None:
+            raise ConfigError("what was decrypted is not text: read it with decrypt(), which gives bytes")
+        return text
 
     def rewrap(self, token: str, *, context: str | bytes) -> str:
         """A new token of the same plaintext and context under the primary key. Raises as `decrypt` does."""
@@ -230,6 +228,13 @@ def _utf8(text: str) -> bytes | None:
         return text.encode()
     except UnicodeEncodeError:
         return None  # the error would hold the text
+
+
+def _as_text(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None  # the error would hold the plaintext, and so would a variable where another is raised
 
 
 def _as_context(context: str | bytes) -> bytes:

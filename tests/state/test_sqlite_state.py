@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agentrt.errors import ConfigError, PermanentError, TransientError
 from agentrt.memory.sqlite import SqliteMemory
@@ -193,6 +195,39 @@ async def test_a_cancelled_save_is_whole_or_not_there(
         await saving
     gate.set()
     assert await state.load("a") == Stored("two", "2"), "the next call waits for the thread"
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["save", "stale", "again", "delete", "load"]),
+        st.sampled_from(["a", "b"]),
+        st.text(max_size=5),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(STEPS)
+async def test_it_holds_what_a_dict_would_hold(steps: list[tuple[str, str, str]]) -> None:
+    state, model = SqliteState(path=":memory:"), dict[str, Stored]()
+    for number, (what, id, text) in enumerate(steps):
+        there = model.get(id)
+        text = text.encode("utf-8", "replace").decode()
+        if what == "save":
+            replaces = there.revision if there else None
+            await state.save(id, text, revision=str(number), replaces=replaces)
+            model[id] = Stored(text, str(number))
+        elif what == "stale":
+            with pytest.raises(StateConflict):
+                await state.save(id, text, revision=str(number), replaces="never")
+        elif what == "again" and there is not None:
+            await state.save(id, "other", revision=there.revision, replaces="whatever")
+        elif what == "delete":
+            assert await state.delete(id) is (model.pop(id, None) is not None)
+        assert await state.load(id) == model.get(id)
+    assert {entry.id for entry in await state.list()} == set(model)
+    await state.aclose()
 
 
 # --- processes -----------------------------------------------------------------------------------------
