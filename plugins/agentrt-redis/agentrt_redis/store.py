@@ -13,16 +13,14 @@ from agentrt.errors import AgentrtError, ConfigError
 from agentrt.plugins import Host
 from agentrt.security.memory_limits import MemoryLimits
 from agentrt.security.rate_limits import Turn, micros
-from agentrt_redis.address import Address
+from agentrt_redis.connections import LOOKING_UP, Connections
 from agentrt_redis.script import HIT
 
 if TYPE_CHECKING:
-    from redis.asyncio import BlockingConnectionPool, Redis
+    from redis.asyncio import Redis
     from redis.commands.core import AsyncScript
 
 __all__ = ["RedisLimits"]
-
-SECRET_SCHEME = "secret://"
 
 POLICIES = ("open", "closed", "local")
 
@@ -55,28 +53,25 @@ class RedisLimits:
         on_failure: Literal["open", "closed", "local"] = "local",
         pause: float = 1.0,
     ) -> None:
-        self._url = options.text("url", url)
-        self._address = None if url.startswith(SECRET_SCHEME) else Address.parse(url)
-        if self._address is not None and self._address.password is not None:
-            raise ConfigError('url holds a password: leave it out, and give password = "secret://NAME"')
-        if password is not None and not password.startswith(SECRET_SCHEME):
-            raise ConfigError('password must be a reference such as "secret://NAME", not the password itself')
-        self._username = username
-        self._password = password
-        self._ca_file = ca_file
-        self._prefix = prefix
-        self._connections = options.count("connections", connections)
-        self._connect_timeout = options.seconds("connect_timeout", connect_timeout)
-        self._timeout = options.seconds("timeout", timeout)
+        self._limit = options.count("connections", connections)
         self._queue_timeout = options.seconds("queue_timeout", queue_timeout)
+        self._connections = Connections(
+            options.text("url", url),
+            username=username,
+            password=password,
+            ca_file=ca_file,
+            limit=self._limit,
+            connect_timeout=options.seconds("connect_timeout", connect_timeout),
+            timeout=options.seconds("timeout", timeout),
+            queue_timeout=self._queue_timeout,
+        )
+        self._prefix = prefix
         self.on_failure = options.choice("on_failure", on_failure, POLICIES)
         self._pause = options.seconds("pause", pause)
         self._log = logging.getLogger("agentrt.rate_limits")
-        self._secret: Callable[[str], Awaitable[str]] | None = None
         self._local = MemoryLimits()
-        self._client: Redis | None = None
         self._script: AsyncScript | None = None
-        self._permits = asyncio.Semaphore(self._connections)
+        self._permits = asyncio.Semaphore(self._limit)
         self._failed_at: float | None = None
         self._ask_again = 0.0
         self._returning: set[asyncio.Task[None]] = set()
@@ -84,18 +79,19 @@ class RedisLimits:
     async def open(self, host: Host) -> None:
         """Take over the log and the secrets of `host`. No connection is made before the first hit."""
         self._log = host.log
-        self._secret = host.secret
+        self._connections.open(host)
 
     async def aclose(self) -> None:
         """Wait for the turns that are being given back, and close the connections."""
         if self._returning:
             await asyncio.wait(self._returning)
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._connections.aclose()
 
     async def hit(self, key: str, limit: int, window: float, *, cost: int, max_wait: float) -> Turn:
         """See `RateLimitStore`. While the server does not answer, `on_failure` decides."""
+        if LOOKING_UP.get():
+            # A call that gets the secret for a connection cannot wait for that connection, whatever the policy.
+            return self._locally(key, limit, window, cost, max_wait)
         arguments = (limit, micros(window), cost, micros(max_wait))
         answer = await self._ask(lambda client: self._run(client, self._name(key, window), arguments))
         if answer is not None:
@@ -105,6 +101,9 @@ class RedisLimits:
             return Turn(True, 0.0, limit - cost, degraded=True)
         if self.on_failure == "closed":
             return Turn(False, self._pause, 0, degraded=True)
+        return self._locally(key, limit, window, cost, max_wait)
+
+    def _locally(self, key: str, limit: int, window: float, cost: int, max_wait: float) -> Turn:
         turn = self._local.count(key, limit, window, cost=cost, max_wait=max_wait)
         # A negative slot is one of the local count.
         return Turn(turn.taken, turn.wait, turn.remaining, -turn.slot, degraded=True)
@@ -133,7 +132,7 @@ class RedisLimits:
 
     async def _ask(self, question: Callable[[Redis], Awaitable[Any]]) -> Any:
         """The server's answer, or None if there is none."""
-        from redis.exceptions import RedisError
+        from redis.exceptions import AuthenticationError, RedisError
 
         now = asyncio.get_running_loop().time
         if self._failed_at is not None and now() < self._ask_again:
@@ -142,7 +141,7 @@ class RedisLimits:
             async with asyncio.timeout(self._queue_timeout):
                 await self._permits.acquire()
         except TimeoutError:
-            self._failed(f"all {self._connections} connections are busy for {self._queue_timeout:g} s")
+            self._failed(f"all {self._limit} connections are busy for {self._queue_timeout:g} s")
             return None
         try:
             if self._failed_at is not None:
@@ -150,10 +149,12 @@ class RedisLimits:
                 if now() < self._ask_again:
                     return None
                 self._ask_again = now() + self._pause
-            answer = await question(await self._connected())
+            answer = await question(await self._connections.client())
         except (RedisError, OSError, AgentrtError) as error:
             if isinstance(error, ConfigError):
                 raise
+            if isinstance(error, AuthenticationError):
+                await self._connections.refused()
             self._failed(f"{type(error).__name__}: {error}")
             return None
         finally:
@@ -168,7 +169,7 @@ class RedisLimits:
             self._failed_at = now
             self._log.warning(
                 "rate limits: %s does not count (%s); until it does, on_failure = %r: %s",
-                "the server" if self._address is None else self._address.text,
+                self._connections.name,
                 why,
                 self.on_failure,
                 _MEANINGS[self.on_failure],
@@ -181,7 +182,7 @@ class RedisLimits:
             self._local.clear()
             self._log.warning(
                 "rate limits: %s counts again, after %.1f s",
-                "the server" if self._address is None else self._address.text,
+                self._connections.name,
                 seconds,
             )
 
@@ -192,49 +193,6 @@ class RedisLimits:
 
     def _name(self, key: str, window: float) -> str:
         return f"{self._prefix}{micros(window)}:{key}"
-
-    # --- connections -----------------------------------------------------------------------------------
-
-    async def _connected(self) -> Redis:
-        """The client; its pool makes connections as they are needed."""
-        if self._address is None:
-            self._address = Address.parse(await self._resolved(self._url))
-        if self._client is None:
-            from redis.asyncio import Redis
-
-            self._client = Redis.from_pool(self._pool(self._address))
-        return self._client
-
-    def _pool(self, address: Address) -> BlockingConnectionPool:
-        from redis.asyncio import BlockingConnectionPool
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-
-        from agentrt_redis.credentials import Credentials
-
-        more: dict[str, Any] = address.connection(self._ca_file)
-        username = self._username or address.username
-        if self._password is not None or address.password is not None:
-            more["credential_provider"] = Credentials(username, lambda: self._secret_word(address))
-        return BlockingConnectionPool(
-            max_connections=self._connections,
-            timeout=self._queue_timeout,
-            socket_connect_timeout=self._connect_timeout,
-            socket_timeout=self._timeout,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            **more,
-        )
-
-    async def _secret_word(self, address: Address) -> str:
-        return await self._resolved(self._password) if self._password is not None else address.password or ""
-
-    async def _resolved(self, reference: str) -> str:
-        if self._secret is None:
-            raise ConfigError(
-                f"{reference} is resolved by a runtime: use this store through one, or open it with a host"
-            )
-        return (await self._secret(reference)).strip()
 
 
 _MEANINGS = {

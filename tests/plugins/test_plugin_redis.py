@@ -1,0 +1,360 @@
+"""agentrt-redis on a real Valkey: counting, turns, processes, clocks, connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from agentrt_redis import RedisLimits
+from servers.valkey import Valkey
+
+from agentrt.config import Config
+from agentrt.errors import ConfigError
+from agentrt.plugins import make
+from agentrt.security.rate_limits import Decision, RateLimiter
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def limiter(valkey: Valkey) -> AsyncIterator[RateLimiter]:
+    async with RateLimiter(RedisLimits(url=valkey.url, on_failure="closed")) as made:
+        yield made
+
+
+# --- counting ------------------------------------------------------------------------------------------
+
+
+async def test_of_a_thousand_concurrent_hits_at_limit_100_exactly_100_are_allowed(
+    limiter: RateLimiter,
+) -> None:
+    made = await asyncio.gather(*(limiter.check_rate_limit("key", 100, 60) for _ in range(1000)))
+    assert sum(map(bool, made)) == 100
+    assert sorted((decision.remaining for decision in made if decision), reverse=True) == list(
+        range(99, -1, -1)
+    )
+    assert all(55 < decision.retry_after <= 60 for decision in made if not decision)
+    assert not any(decision.degraded for decision in made)
+
+
+_CHILD = """
+import asyncio, json, sys, time
+from agentrt.security.rate_limits import RateLimiter
+from agentrt_redis import RedisLimits
+
+async def main(url, hits, limit, window, gate):
+    async with RateLimiter(RedisLimits(url=url, on_failure="closed", timeout=20, queue_timeout=20)) as limiter:
+        await limiter.check_rate_limit("warm up", 100, 60)
+        # All begin together.
+        print("ready", flush=True)
+        sys.stdin.readline()
+        made = await asyncio.gather(*(limiter.check_rate_limit("key", limit, window) for _ in range(hits)))
+        print(json.dumps([sum(map(bool, made)), sum(d.degraded for d in made)]))
+
+url, hits, limit, window, skew = sys.argv[1], *map(float, sys.argv[2:])
+if skew:
+    real, monotonic = time.time, time.monotonic
+    time.time = lambda: real() + skew
+asyncio.run(main(url, int(hits), int(limit), window, 0))
+"""
+
+
+def start(url: str, *, hits: int, limit: int, window: float, skew: float = 0.0) -> subprocess.Popen[str]:
+    words = [url, str(hits), str(limit), str(window), str(skew)]
+    return subprocess.Popen(
+        [sys.executable, "-c", _CHILD, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def results(children: list[subprocess.Popen[str]]) -> list[list[int]]:
+    def work() -> list[list[int]]:
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        return [json.loads(child.communicate(timeout=50)[0]) for child in children]
+
+    return await asyncio.to_thread(work)
+
+
+async def test_of_a_thousand_hits_from_four_processes_exactly_100_are_allowed(valkey: Valkey) -> None:
+    children = [start(valkey.url, hits=250, limit=100, window=600) for _ in range(4)]
+    counted = await results(children)
+    assert sum(allowed for allowed, _ in counted) == 100
+    assert sum(degraded for _, degraded in counted) == 0
+
+
+async def test_processes_whose_clocks_are_hours_apart_share_one_window(valkey: Valkey) -> None:
+    """The server's clock counts; by theirs each would have a window of its own."""
+    children = [
+        start(valkey.url, hits=100, limit=50, window=600, skew=skew) for skew in (-7200.0, 0.0, 7200.0)
+    ]
+    counted = await results(children)
+    assert sum(allowed for allowed, _ in counted) == 50
+
+
+async def test_by_the_clocks_of_the_processes_more_would_be_allowed(valkey: Valkey) -> None:
+    """What the library `limits` does with such clocks, and why the script is our own."""
+    from limits import RateLimitItemPerSecond
+    from limits.aio.storage import RedisStorage
+    from limits.aio.strategies import MovingWindowRateLimiter
+
+    storage = RedisStorage(f"async+{valkey.url}", implementation="redispy")
+    reference = MovingWindowRateLimiter(storage)
+    item = RateLimitItemPerSecond(1, 600)
+    allowed = 0
+    with pytest.MonkeyPatch.context() as patch:
+        for skew in (-7200.0, 0.0, 7200.0):
+            patch.setattr("limits.aio.storage.redis.redispy.time.time", lambda skew=skew: 1e9 + skew)
+            allowed += await reference.hit(item, "key")
+    await storage.bridge.storage.aclose()
+    assert allowed == 3
+
+
+async def test_retry_after_is_exact_by_the_servers_clock(limiter: RateLimiter) -> None:
+    assert await limiter.check_rate_limit("a", 1, 0.5)
+    refused = await limiter.check_rate_limit("a", 1, 0.5)
+    assert 0.3 < refused.retry_after < 0.5
+    await asyncio.sleep(refused.retry_after - 0.1)
+    early = await limiter.check_rate_limit("a", 1, 0.5)
+    assert not early
+    assert 0 < early.retry_after < 0.1
+    await asyncio.sleep(early.retry_after)
+    assert await limiter.check_rate_limit("a", 1, 0.5)
+
+
+async def test_no_window_of_the_servers_clock_holds_more_than_the_limit(valkey: Valkey) -> None:
+    store = RedisLimits(url=valkey.url, on_failure="closed")
+    slots = []
+    began = time.monotonic()
+    while time.monotonic() - began < 1.5:
+        turn = await store.hit("a", 5, 0.4, cost=1, max_wait=0.0)
+        if turn.taken:
+            slots.append(turn.slot)
+        await asyncio.sleep(0.005)
+    await store.aclose()
+    assert len(slots) > 10
+    assert all(late - early >= 400_000 for early, late in zip(slots, slots[5:], strict=False))
+
+
+async def test_costs_windows_and_limits_are_as_in_memory(limiter: RateLimiter) -> None:
+    assert await limiter.check_rate_limit("a", 10, 60, cost=7) == Decision(True, 3, 0.0)
+    refused = await limiter.check_rate_limit("a", 10, 60, cost=4)
+    assert (refused.allowed, refused.remaining) == (False, 3)
+    assert await limiter.check_rate_limit("a", 10, 60, cost=3) == Decision(True, 0, 0.0)
+    assert await limiter.check_rate_limit("a", 10, 30) == Decision(True, 9, 0.0)
+    assert await limiter.check_rate_limit("a", 12, 60) == Decision(True, 1, 0.0)
+    assert await limiter.check_rate_limit("b", 5000, 60, cost=5000) == Decision(True, 0, 0.0)
+    await limiter.reset("a", 60)
+    assert await limiter.check_rate_limit("a", 10, 60) == Decision(True, 9, 0.0)
+
+
+async def test_keys_leave_the_server_with_their_window(limiter: RateLimiter, valkey: Valkey) -> None:
+    for index in range(50):
+        await limiter.check_rate_limit(f"user:{index}", 5, 0.2)
+    assert await asyncio.to_thread(valkey.ask, "DBSIZE") == b":50\r\n"
+    await asyncio.sleep(0.4)
+    assert await asyncio.to_thread(valkey.ask, "DBSIZE") == b":0\r\n"
+
+
+async def test_keys_of_any_text_are_kept_apart(limiter: RateLimiter) -> None:
+    keys = ["a b", "a", "ä\n\r\x00", "{a}", "*", "\ud800", "a" * 5000, "a" * 5001]
+    for key in keys:
+        assert await limiter.check_rate_limit(key, 1, 60), key
+    for key in keys:
+        assert not await limiter.check_rate_limit(key, 1, 60), key
+
+
+# --- waiting -------------------------------------------------------------------------------------------
+
+
+async def test_waiters_are_served_in_order_at_the_rate_and_asked_for_once(
+    limiter: RateLimiter, valkey: Valkey
+) -> None:
+    served: list[int] = []
+    await limiter.check_rate_limit("warm up", 1, 1)
+    asked = await commands(valkey, "evalsha")
+
+    async def one(index: int) -> None:
+        assert await limiter.acquire("a", 2, 0.1, max_wait=5)
+        served.append(index)
+
+    began = time.monotonic()
+    tasks = []
+    for index in range(20):
+        tasks.append(asyncio.create_task(one(index)))
+        await asyncio.sleep(0.01)  # each has asked before the next does
+    await asyncio.gather(*tasks)
+    took = time.monotonic() - began
+    assert [index // 2 for index in served] == [index // 2 for index in range(20)]
+    assert 0.9 <= took < 1.5
+    assert await commands(valkey, "evalsha") == asked + 20
+
+
+async def commands(valkey: Valkey, name: str) -> int:
+    """How often the server was asked so."""
+    said = (await asyncio.to_thread(valkey.ask, "INFO commandstats")).decode()
+    line = next(line for line in said.splitlines() if line.startswith(f"cmdstat_{name}:"))
+    return int(line.partition("calls=")[2].partition(",")[0])
+
+
+async def test_a_wait_beyond_max_wait_is_refused_at_once(limiter: RateLimiter) -> None:
+    assert await limiter.acquire("a", 1, 10, max_wait=0)
+    began = time.monotonic()
+    refused = await limiter.acquire("a", 1, 10, max_wait=5)
+    assert time.monotonic() - began < 1.0
+    assert 9 < refused.retry_after <= 10
+
+
+async def test_turns_are_in_order_over_all_processes_that_share_the_server(valkey: Valkey) -> None:
+    """Two limiters here, each with connections of its own, take turns as one queue."""
+    async with (
+        RateLimiter(RedisLimits(url=valkey.url)) as one,
+        RateLimiter(RedisLimits(url=valkey.url)) as other,
+    ):
+        await one.acquire("a", 1, 0.1, max_wait=0)
+        waited = [
+            asyncio.create_task(each.acquire("a", 1, 0.1, max_wait=9)) for each in (one, other, one, other)
+        ]
+        made = await asyncio.gather(*waited)
+    turns = sorted(round(decision.waited, 1) for decision in made)
+    assert turns == [0.1, 0.2, 0.3, 0.4]
+
+
+async def test_a_cancelled_waiter_gives_its_turn_back(limiter: RateLimiter) -> None:
+    await limiter.acquire("a", 5, 10, cost=5, max_wait=0)
+    waiting = [asyncio.create_task(limiter.acquire("a", 5, 10, cost=5, max_wait=99)) for _ in range(3)]
+    await asyncio.sleep(0.2)
+    assert (await limiter.check_rate_limit("a", 5, 10)).retry_after > 35
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    assert all(task.cancelled() for task in waiting)
+    await asyncio.sleep(0.2)
+    assert (await limiter.check_rate_limit("a", 5, 10)).retry_after < 10
+
+
+async def test_closing_waits_for_turns_that_are_being_given_back(valkey: Valkey) -> None:
+    async with RateLimiter(RedisLimits(url=valkey.url)) as limiter:
+        await limiter.acquire("a", 1, 10, max_wait=0)
+        task = asyncio.create_task(limiter.acquire("a", 1, 10, max_wait=99))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        await asyncio.wait([task])
+    assert (await asyncio.to_thread(valkey.ask, "LLEN agentrt:rate_limits:10000000:a")) == b":1\r\n"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.0002, 0.0005, 0.001, 0.002, 0.005])
+async def test_cancelling_at_any_moment_leaves_the_connections_in_order(
+    limiter: RateLimiter, delay: float
+) -> None:
+    """A connection whose answer nobody waited for must not give it to the next question."""
+    for index in range(30):
+        task = asyncio.create_task(limiter.check_rate_limit(f"cancelled {index}", 1000, 60, cost=7))
+        await asyncio.sleep(delay)
+        task.cancel()
+        await asyncio.wait([task])
+        decision = await limiter.check_rate_limit(f"next {index}", 50, 60)
+        assert decision == Decision(True, 49, 0.0)
+
+
+# --- connections ---------------------------------------------------------------------------------------
+
+
+async def test_more_questions_than_connections_queue(valkey: Valkey) -> None:
+    store = RedisLimits(url=valkey.url, connections=2, on_failure="closed")
+    async with RateLimiter(store) as limiter:
+        made = await asyncio.gather(*(limiter.check_rate_limit("a", 500, 60) for _ in range(500)))
+    assert all(made)
+    assert await commands_of_clients(valkey) <= 3
+
+
+async def commands_of_clients(valkey: Valkey) -> int:
+    """The most connections the server can have seen at once: those that are there now, our own included."""
+    return (await asyncio.to_thread(valkey.ask, "CLIENT LIST")).count(b"addr=")
+
+
+async def test_a_server_that_forgot_the_script_is_given_it_again(
+    limiter: RateLimiter, valkey: Valkey
+) -> None:
+    assert await limiter.check_rate_limit("a", 2, 60)
+    assert await asyncio.to_thread(valkey.ask, "SCRIPT FLUSH") == b"+OK\r\n"
+    assert await limiter.check_rate_limit("a", 2, 60) == Decision(True, 0, 0.0)
+    assert not await limiter.check_rate_limit("a", 2, 60)
+
+
+# --- configuration -------------------------------------------------------------------------------------
+
+
+async def test_it_is_the_backend_redis_of_the_configuration(valkey: Valkey) -> None:
+    tables = {"backend": "redis", "redis": {"url": valkey.url, "prefix": "mine:", "on_failure": "open"}}
+    async with RateLimiter.from_config(Config({"rate_limits": tables})) as limiter:
+        assert await limiter.check_rate_limit("a", 1, 60)
+        assert not await limiter.check_rate_limit("a", 1, 60)
+    assert await asyncio.to_thread(valkey.ask, "KEYS *") == b"*1\r\n$15\r\nmine:60000000:a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "http://x"}, r"url must be such as redis://HOST:6379/0"),
+        ({"url": "redis://x/a"}, r"url must be such as"),
+        ({"url": "redis://x:port"}, r"url must be such as"),
+        ({"url": "redis://x?db=2"}, r"url must be such as"),
+        ({"url": "redis://"}, r"url must be such as"),
+        (
+            {"url": "redis://me:hunter2@x"},
+            r'url holds a password: leave it out, and give password = "secret://NAME"',
+        ),
+        (
+            {"password": "hunter2"},
+            r'the password stands there itself: give password = "secret://NAME"',
+        ),
+        ({"on_failure": "maybe"}, r"on_failure"),
+        ({"connections": 0}, r"connections must be a whole number of at least 1"),
+        ({"timeout": 0}, r"timeout must be a number of seconds more than 0"),
+        ({"pause": -1}, r"pause must be a number of seconds more than 0"),
+    ],
+    ids=str,
+)
+async def test_bad_options_are_refused_without_a_secret_in_the_message(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make("agentrt.rate_limits", "redis", options)
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_secret_without_a_runtime_says_what_is_needed() -> None:
+    limiter = RateLimiter(RedisLimits(url="secret://redis_url"))
+    with pytest.raises(ConfigError, match="secret://redis_url is resolved by a runtime"):
+        await limiter.check_rate_limit("a", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("redis://cache", "redis://cache:6379/0"),
+        ("valkey://cache:7000/3", "valkey://cache:7000/3"),
+        ("rediss://[::1]:6380", "rediss://[::1]:6380/0"),
+        ("redis://me@cache", "redis://cache:6379/0"),
+        ("unix:///run/valkey.sock", "unix:///run/valkey.sock"),
+    ],
+)
+async def test_servers_are_named_without_their_user(url: str, text: str) -> None:
+    from agentrt_redis.address import Address
+
+    assert Address.parse(url).text == text
