@@ -22,7 +22,7 @@ GOALS = {
     "encrypt_4096_over_fernet": 1.0,
     "jail_open_x": 4.0,
     "rate_check_over_limits": 1.0,
-    "audit_append_x": 10.0,
+    "audit_append_x": 15.0,
     "audit_verify_x": 5.0,
 }
 EXPLANATIONS = """
