@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import socket
 import socketserver
+import ssl
 import sys
 import threading
 import zlib
@@ -44,12 +45,16 @@ class HttpServer:
 
     `answers` are given in turn and the last one for ever; None stands for the server's own (`respond`). With
     `dies_after=n` it answers n requests and dies on the next. `die()` and `revive()` do it by hand; the port stays.
+    With `tls`, a server's context, it speaks HTTPS.
     """
 
-    def __init__(self, *answers: Answer | None, dies_after: int | None = None) -> None:
+    def __init__(
+        self, *answers: Answer | None, dies_after: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.requests: list[Request] = []
         self.port = 0
         self.dies_after = dies_after
+        self.tls = tls
         self._answers: list[Answer | None] = list(answers) or [None]
         self._changed = threading.Condition()
         self._dying = threading.Lock()
@@ -60,7 +65,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}"
 
     def answer(self, *answers: Answer | None) -> None:
         """From now on: these, in turn, the last one for ever."""
@@ -140,6 +145,9 @@ class _Listener(socketserver.ThreadingMixIn, HTTPServer):
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", owner.port), _Connection)
+        if owner.tls is not None:
+            # The threads of the connections shake hands, not the one that accepts them.
+            self.socket = owner.tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the name service who we are.

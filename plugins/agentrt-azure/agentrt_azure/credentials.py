@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from agentrt import options
 from agentrt.errors import ConfigError
 
-__all__ = ["CredentialName", "check_fields", "check_https", "make_credential"]
+__all__ = ["IdentityName", "check_fields", "check_https", "make_credential"]
 
-CredentialName = Literal[
+IdentityName = Literal[
     "default", "managed_identity", "workload_identity", "client_secret", "environment", "azure_cli"
 ]
 
@@ -28,19 +28,19 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 NEEDED = ("tenant_id", "client_id", "client_secret")
 
 
-def check_fields(credential: str, fields: Mapping[str, str | None]) -> dict[str, str]:
-    """The fields that are given. Raises ConfigError for one that the credential has no use for, or lacks."""
-    options.choice("credential", credential, FIELDS)
+def check_fields(identity: str, fields: Mapping[str, str | None]) -> dict[str, str]:
+    """The fields that are given. Raises ConfigError for one that the identity has no use for, or lacks."""
+    options.choice("identity", identity, FIELDS)
     given = {name: value for name, value in fields.items() if value is not None}
     for name, value in given.items():
         if not isinstance(value, str) or not value.strip():
             raise ConfigError(f"{name} must be a text with something in it")  # client_secret is not shown
-        if name not in FIELDS[credential]:
-            takes = ", ".join(FIELDS[credential]) or "no field: it looks in all usual places"
-            raise ConfigError(f"{name} does not go with credential = {credential!r}, which takes {takes}")
-    missing = [name for name in NEEDED if credential == "client_secret" and name not in given]
+        if name not in FIELDS[identity]:
+            takes = ", ".join(FIELDS[identity]) or "no field: it looks in all usual places"
+            raise ConfigError(f"{name} does not go with identity = {identity!r}, which takes {takes}")
+    missing = [name for name in NEEDED if identity == "client_secret" and name not in given]
     if missing:
-        raise ConfigError(f"credential = 'client_secret' needs {', '.join(missing)}")
+        raise ConfigError(f"identity = 'client_secret' needs {', '.join(missing)}")
     if "authority" in given:
         check_https("authority", given["authority"], "https://login.microsoftonline.com")
     return given
@@ -59,7 +59,7 @@ def check_https(option: str, value: str, example: str) -> str:
     return value.rstrip("/")
 
 
-def make_credential(credential: str, fields: Mapping[str, str], transport: Mapping[str, Any]) -> Any:
+def make_credential(identity: str, fields: Mapping[str, str], transport: Mapping[str, Any]) -> Any:
     """A new one; its connections belong to the running event loop. `transport`: options of azure-core.
 
     Raises ConfigError if the environment lacks what it needs.
@@ -67,7 +67,7 @@ def make_credential(credential: str, fields: Mapping[str, str], transport: Mappi
     from azure.identity import aio
 
     try:
-        match credential:
+        match identity:
             case "managed_identity":
                 return aio.ManagedIdentityCredential(client_id=fields.get("client_id"), **transport)
             case "workload_identity":
@@ -94,7 +94,7 @@ def make_credential(credential: str, fields: Mapping[str, str], transport: Mappi
                 return aio.DefaultAzureCredential(**transport)
     except ValueError as error:
         raise ConfigError(
-            f"credential = {credential!r} of the secrets provider azure cannot be made: {error}"
+            f"identity = {identity!r} of the secrets provider azure cannot be made: {error}"
         ) from error
 
 

@@ -32,33 +32,38 @@ BLOCKED = frozenset({"ForbiddenByFirewall", "ForbiddenByConnection"})
 
 
 def cause(error: Exception) -> Exception | None:
-    """`error`, or None if its words quote the answer that could not be read."""
-    return None if isinstance(error, exceptions.DecodeError) else error
+    """`error`, or None if its words may quote an answer: that of a decoder, and what is none of Azure's errors."""
+    told = isinstance(error, AgentrtError | exceptions.AzureError | OSError) or _is_of_challenge(error)
+    return error if told and not isinstance(error, exceptions.DecodeError) else None
 
 
 def failure(error: Exception, what: str, *, permission: str) -> AgentrtError:
     """`what`: was wanted, a reference or the list. `permission`: "get" or "list"."""
     if isinstance(error, AgentrtError):
         return error
-    if isinstance(error, exceptions.DecodeError):
+    if cause(error) is None:
         return SecretUnavailable(
-            f"{what}: what came in answer is not Key Vault's: check `vault_url` and what stands between"
+            f"{what}: what came in answer is not Key Vault's ({type(error).__name__}): check `vault_url` and what "
+            "stands between"
         )
     if isinstance(error, exceptions.ClientAuthenticationError):
         return _no_token(error, what)
     if isinstance(error, exceptions.HttpResponseError) and error.response is not None:
         return _answered(error, what, permission)
     said = _said(error)
-    if isinstance(error, NETWORK | exceptions.AzureError):
-        return SecretUnavailable(
-            f"{what}: Key Vault cannot be reached ({said}): check the network, `vault_url` and `ca_file`"
-        )
-    if isinstance(error, ValueError) and "challenge" in said:
+    if _is_of_challenge(error):
         return SecretDenied(
             f"{what}: the vault asks for a token that is not for it ({said}): correct `vault_url`; if that is an "
             "address of your own for the vault, set `verify_challenge = false`"
         )
-    return SecretUnavailable(f"{what}: {type(error).__name__}: {said}")
+    return SecretUnavailable(
+        f"{what}: Key Vault, or the service of its tokens, cannot be reached ({said}): check the network, "
+        "`vault_url` and `ca_file`"
+    )
+
+
+def _is_of_challenge(error: Exception) -> bool:
+    return isinstance(error, ValueError) and "challenge" in str(error)
 
 
 def _no_token(error: exceptions.ClientAuthenticationError, what: str) -> AgentrtError:
@@ -78,10 +83,10 @@ def _no_token(error: exceptions.ClientAuthenticationError, what: str) -> Agentrt
         )
     if isinstance(error, CredentialUnavailableError):
         return SecretDenied(
-            f"{what}: there is no usable credential ({said}): choose `credential`, and give what it needs"
+            f"{what}: there is no usable credential ({said}): choose `identity`, and give what it needs"
         )
     return SecretDenied(
-        f"{what}: the credential is not accepted ({said}): check `credential`, its tenant and its secret, and that "
+        f"{what}: the credential is not accepted ({said}): check `identity`, its tenant and its secret, and that "
         "neither is expired"
     )
 

@@ -12,7 +12,7 @@ from agentrt import options
 from agentrt.errors import ConfigError
 from agentrt.secrets import SecretInvalid, SecretRef, SecretUnavailable, SecretValue
 from agentrt_azure.client import AzureClient
-from agentrt_azure.credentials import CredentialName, check_fields, check_https
+from agentrt_azure.credentials import IdentityName, check_fields, check_https
 
 if TYPE_CHECKING:
     from agentrt.plugins import Host
@@ -27,7 +27,7 @@ REFERENCE = "secret://"
 class AzureSecrets:
     """Reads from Key Vault. The SDK's own retries are off.
 
-    `vault_url`: https://NAME.vault.azure.net. `credential`: as whom, one of
+    `vault_url`: https://NAME.vault.azure.net. `identity`: as whom, one of
 
         default            what of the others works here, and more: see DefaultAzureCredential
         managed_identity   of the machine; `client_id` chooses one that was assigned by a user
@@ -45,7 +45,7 @@ class AzureSecrets:
         self,
         *,
         vault_url: str,
-        credential: CredentialName = "default",
+        identity: IdentityName = "default",
         tenant_id: str | None = None,
         client_id: str | None = None,
         client_secret: str | None = None,
@@ -56,7 +56,7 @@ class AzureSecrets:
         timeout: float = 5.0,
     ) -> None:
         self.vault_url = check_https("vault_url", vault_url, "https://NAME.vault.azure.net")
-        self.credential = credential
+        self.identity = identity
         self.tenant_id = tenant_id
         self.client_id = client_id
         self.token_file = token_file
@@ -71,11 +71,11 @@ class AzureSecrets:
             "token_file": token_file,
             "authority": authority,
         }
-        given = check_fields(credential, fields)
+        given = check_fields(identity, fields)
         self._reference = given["client_secret"] if _is_reference(given.get("client_secret")) else None
         self._client = AzureClient(
             self.vault_url,
-            credential,
+            identity,
             given,
             ca_file=self.ca_file,
             verify_challenge=verify_challenge,
