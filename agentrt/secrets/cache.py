@@ -17,6 +17,7 @@ A provider that says Denied, NotFound or Invalid has answered: what is kept is f
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from msgspec import Struct
 
@@ -52,6 +53,10 @@ class Kept(Struct, eq=False):
     leased: SecretValue | None = None
     granted: float | None = None
     retry: float = 0.0
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Without the value, as the repr."""
+        return [("version", self.version), ("soft", self.soft), ("end", self.end), ("last", self.last)]
 
     def __repr__(self) -> str:
         return f"Kept(version={self.version!r}, soft={self.soft!r}, end={self.end!r}, last={self.last!r})"

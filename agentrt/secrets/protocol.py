@@ -165,6 +165,10 @@ class SecretValue(Struct, frozen=True):
     def __repr__(self) -> str:
         return f"SecretValue(version={self.version!r}, ttl={self.ttl!r}, renewable={self.renewable!r})"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """rich asks a Struct for its fields, not for its repr."""
+        return [("version", self.version), ("ttl", self.ttl), ("renewable", self.renewable)]
+
 
 class SecretsProvider(Protocol):
     """Reads secrets from one place. The constructor's keyword-only parameters are its options.
@@ -262,6 +266,9 @@ class Secret(_Hidden):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.name,)
+
+    def __getstate__(self) -> object:
+        return {"secret": MASK}  # for what looks at an object's state by itself
 
 
 def _unpickled(name: str) -> Secret:

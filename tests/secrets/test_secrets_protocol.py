@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
+import logging
 import pickle
+import pprint
+import string
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+import loguru
 import msgspec
+import pydantic
+import pydantic_core
 import pytest
+import rich
+import rich.console
+import rich.pretty
+import rich.traceback
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrt.config.sections import SecretsCacheSection
 from agentrt.errors import AgentrtError, ConfigError, classify
 from agentrt.secrets import (
     Secret,
@@ -26,6 +39,7 @@ from agentrt.secrets import (
     SecretUnavailable,
     SecretValue,
 )
+from agentrt.secrets.cache import keep
 
 VALUE = "sk-very-secret"
 
@@ -133,12 +147,89 @@ def test_each_error_means_to_the_pipeline_what_it_is() -> None:
         lambda secret: str(dataclasses.astuple(secret)),
         lambda secret: pickle.dumps(secret).decode(errors="replace"),
         lambda secret: pickle.dumps(secret, protocol=0).decode(),
+        lambda secret: str(secret.__getstate__()),
+        lambda secret: pprint.pformat({"key": secret}, width=10),
+        lambda secret: string.Template("$key").substitute(key=secret),
+        lambda secret: pydantic.TypeAdapter(Secret).dump_json(secret).decode(),
+        lambda secret: str(pydantic.TypeAdapter(Secret).dump_python(secret)),
+        lambda secret: str(pydantic_core.to_jsonable_python(Holder(secret))),
+        lambda secret: repr(Holder(secret)) + str(dataclasses.asdict(Holder(secret))),
+        lambda secret: json.dumps(secret, default=msgspec.to_builtins),
+        lambda secret: str(rich.pretty.pretty_repr({"key": secret})),
+        lambda secret: rich_inspection(secret),
     ],
 )
 def test_a_secret_does_not_show_itself(show: Callable[[Any], str]) -> None:
     shown = show(Secret(VALUE, name="secret://env/KEY"))
     assert VALUE not in shown
     assert "very" not in shown
+
+
+@dataclasses.dataclass
+class Holder:
+    secret: Secret
+
+
+def rich_inspection(secret: Secret) -> str:
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    rich.inspect(secret, console=console, methods=True)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_a_log_record_does_not_show_it(caplog: pytest.LogCaptureFixture) -> None:
+    secret = Secret(VALUE, name="secret://env/KEY")
+    logger = logging.getLogger("tests.secrets")
+    logger.warning("the key is %s, %r, %20s", secret, secret, secret, extra={"key": secret})
+    logger.warning("%(key)s", {"key": secret})
+    logger.error(secret)
+    written = io.StringIO()
+    loguru.logger.remove()
+    sink = loguru.logger.add(written, serialize=True, format="{message} {extra}")
+    loguru.logger.bind(key=secret).warning("the key is {}", secret)
+    loguru.logger.remove(sink)
+    assert VALUE not in caplog.text + written.getvalue()
+    assert caplog.text.count("**********") >= 5
+    assert "**********" in written.getvalue()
+
+
+def test_tracebacks_with_local_variables_do_not_show_it() -> None:
+    def fails(secret: Secret) -> None:
+        found = SecretValue("sk-" + "very-secret", lease="l")
+        again = {"in": [secret], "value": found, "kept": keep(found, 0.0, SecretsCacheSection())}
+        raise ValueError(f"{again} {secret}")
+
+    written = io.StringIO()
+    loguru.logger.remove()
+    sink = loguru.logger.add(written, diagnose=True, backtrace=True)
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    told, hidden = "", Secret(VALUE, name="secret://env/KEY")
+    try:
+        fails(hidden)
+    except ValueError as error:
+        console.print(
+            rich.traceback.Traceback.from_exception(
+                type(error), error, error.__traceback__, show_locals=True, locals_hide_dunder=False
+            )
+        )
+        told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        loguru.logger.opt(exception=True).error("failed")
+    loguru.logger.remove(sink)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "secret = Secret('**********')" in shown
+    for text in (shown, told, written.getvalue()):
+        assert "**********" in text
+        assert VALUE not in text
+
+
+def test_who_reveals_is_told_of_and_copies_are_too() -> None:
+    reveals: list[str] = []
+    secret = Secret(VALUE, name="secret://env/KEY", on_reveal=reveals.append)
+    assert repr(secret) + str(secret) + f"{secret:>20}"
+    assert secret == Secret(VALUE)
+    assert secret
+    assert reveals == []
+    assert copy.deepcopy([secret])[0].reveal() == VALUE
+    assert reveals == ["secret://env/KEY"]
 
 
 def test_only_reveal_gives_the_value() -> None:
@@ -186,4 +277,5 @@ def test_a_secret_cannot_be_changed() -> None:
 
 
 def test_what_a_provider_returned_does_not_show_itself() -> None:
-    assert VALUE not in repr(SecretValue(VALUE, version="3", ttl=60.0))
+    for found in (SecretValue(VALUE, version="3", ttl=60.0), keep(VALUE, 0.0, SecretsCacheSection())):
+        assert VALUE not in repr(found) + rich.pretty.pretty_repr(found)
