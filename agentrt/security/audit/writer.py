@@ -316,6 +316,8 @@ class Writer:
             record.on_behalf_of = printable(redact(record.on_behalf_of))
         if record.session is not None:
             record.session = printable(redact(record.session))
+        if record.arguments is not None:
+            record.arguments = redact(record.arguments)  # again: more may be known by now
         if record.message is not None:
             record.message = printable(redact(record.message))
         if record.details is not None:
