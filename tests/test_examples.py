@@ -141,3 +141,14 @@ def test_logging_json(tmp_path: Path) -> None:
     assert lines[2]["context"] == {"warehouse": "north"}
     assert {line["agent"] for line in lines} == {"Shop"}
     assert len({line["run"] for line in lines}) == 1
+
+
+def test_rate_limits() -> None:
+    assert run(example("rate_limits.py")).splitlines() == [
+        "pages about moon; pages about sun; then it was told to wait 60 s",
+        "newsletter: sent",
+        "newsletter: not again for 60 minutes",
+        "waited 0.0",
+        "waited 0.1",
+        "['200 hello', '200 hello', '429 too many requests']",
+    ]
