@@ -12,9 +12,10 @@ import errno
 
 from agentrt.errors import AgentrtError
 
-__all__ = ["AccessDenied", "Blocked", "FileError", "FileMissing", "NotText", "shown"]
+__all__ = ["AccessDenied", "Blocked", "FileError", "FileMissing", "NotText", "shown", "told"]
 
 SHOWN = 200
+TOLD = 4096
 
 
 class FileError(AgentrtError):
@@ -55,9 +56,16 @@ class Blocked(Exception):
         self.why = why
 
 
-def shown(path: object) -> str:
-    """`path` for messages: printable, and not longer than 200 characters."""
+def told(path: object) -> str:
+    """`path` for records: all of it, but printable, so that any of them can hold it; cut at 4,096 characters."""
     if not isinstance(path, str):
         return f"({type(path).__name__})"
-    printable = path if path.isprintable() else path.encode("unicode_escape", "surrogatepass").decode("ascii")
+    if not path.isprintable():
+        path = path[:TOLD].encode("unicode_escape", "surrogatepass").decode("ascii")
+    return path if len(path) <= TOLD else path[: TOLD - 3] + "..."
+
+
+def shown(path: object) -> str:
+    """`path` for messages: printable, and not longer than 200 characters."""
+    printable = told(path)
     return printable if len(printable) <= SHOWN else printable[: SHOWN - 3] + "..."

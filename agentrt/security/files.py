@@ -25,7 +25,7 @@ from msgspec import Struct
 from agentrt import options
 from agentrt.errors import ConfigError
 from agentrt.security import file_writing
-from agentrt.security.file_errors import AccessDenied, Blocked, FileError, FileMissing, NotText, shown
+from agentrt.security.file_errors import AccessDenied, Blocked, FileError, FileMissing, NotText, shown, told
 from agentrt.security.file_listing import Entry, Info, Kind, Listing, info_of, list_folder
 from agentrt.security.file_paths import check_new_name, parts_of
 from agentrt.security.file_roots import Resolution, Root, RootPaths, check_kind_of_system, open_roots
@@ -64,7 +64,7 @@ TIDIED = 1024
 
 
 class _Asked(Struct, frozen=True, eq=False):
-    """What was asked for. `path` is for messages; `root` is None for the folder of all named roots."""
+    """What was asked for. `path` is printable; `root` is None for the folder of all named roots."""
 
     operation: str
     path: str
@@ -112,7 +112,11 @@ class FileAccess:
         self._lock = threading.Lock()
         self._written = 0
         self._tidied: set[tuple[int, int]] = set()
-        self.aio = AsyncFileAccess(self)
+
+    @property
+    def aio(self) -> AsyncFileAccess:
+        """The same operations, to be awaited."""
+        return AsyncFileAccess(self)
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -172,7 +176,7 @@ class FileAccess:
             where = f"byte 0x{data[error.start]:02x} at offset {error.start}"
             name = shown(os.fspath(path))
             raise NotText(
-                f"read {name!r}: this is no {encoding} text ({where}); read it as bytes",
+                f"read '{name}': this is no {encoding} text ({where}); read it as bytes",
                 operation="read",
                 path=name,
             ) from None
@@ -260,7 +264,7 @@ class FileAccess:
 
     def _ask(self, operation: str, path: Path, *, may_be_top: bool = False) -> _Asked:
         """Read `path` and find its root; what names no file or folder is refused."""
-        name = shown(os.fspath(path) if isinstance(path, os.PathLike) else path)
+        name = told(os.fspath(path) if isinstance(path, os.PathLike) else path)
         root = self._roots.get("")
         try:
             parts = tuple(parts_of(path))
@@ -291,9 +295,9 @@ class FileAccess:
     def _denied(self, asked: _Asked, blocked: Blocked) -> AccessDenied:
         self._tell(asked, blocked)
         return AccessDenied(
-            f"{asked.operation} {asked.path!r}: {blocked.why}",
+            f"{asked.operation} '{shown(asked.path)}': {blocked.why}",
             operation=asked.operation,
-            path=asked.path,
+            path=shown(asked.path),
             rule=blocked.rule,
         )
 
@@ -459,10 +463,10 @@ def _encoded(asked: _Asked, text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise FileError(
-            f"{asked.operation} {asked.path!r}: character {error.start} of the text is a lone surrogate, "
+            f"{asked.operation} '{shown(asked.path)}': character {error.start} of the text is a lone surrogate, "
             "which UTF-8 has no form for",
             operation=asked.operation,
-            path=asked.path,
+            path=shown(asked.path),
         ) from None
 
 
@@ -470,12 +474,12 @@ def _failure(asked: _Asked, error: OSError) -> FileError:
     """What the system refused, in words that name nothing but the path as it was given."""
     if isinstance(error, FileNotFoundError):
         return FileMissing(
-            f"{asked.operation} {asked.path!r}: there is no such file or folder",
+            f"{asked.operation} '{shown(asked.path)}': there is no such file or folder",
             operation=asked.operation,
-            path=asked.path,
+            path=shown(asked.path),
         )
     return FileError(
-        f"{asked.operation} {asked.path!r}: {error.strerror or type(error).__name__}",
+        f"{asked.operation} '{shown(asked.path)}': {error.strerror or type(error).__name__}",
         operation=asked.operation,
-        path=asked.path,
+        path=shown(asked.path),
     )

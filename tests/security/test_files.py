@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import socket
 import subprocess
@@ -390,7 +389,6 @@ def test_a_jail_that_is_forgotten_lets_go_of_its_root(world: World) -> None:
     files = FileAccess(world.root, "read")
     assert open_descriptors() == before + 1
     del files
-    gc.collect()
     assert open_descriptors() == before
 
 
@@ -444,6 +442,18 @@ def test_nothing_happens_if_the_decision_cannot_be_told(way: str, world: World) 
         assert files.written == 0
     assert sorted(os.listdir(world.root)) == ["a"]
     assert (world.root / "a" / "b" / "f").read_text() == "inside"
+
+
+def test_what_is_told_can_be_recorded(world: World) -> None:
+    told: list[str] = []
+    with FileAccess(world.root, "read", on_access=lambda *decision: told.append(decision[2])) as files:
+        for path in ("/a\nb", os.fsdecode(b"/\xff"), "\ud800", "x" * 300, "y" * 100_000, 7):
+            with pytest.raises(AccessDenied) as raised:
+                files.read_text(path)  # type: ignore[arg-type]
+            assert len(str(raised.value)) < 400
+            assert str(raised.value).isprintable()
+    assert told[:4] == ["/a\\nb", "/\\udcff", "\\ud800", "x" * 300]
+    assert (len(told[4]), told[5]) == (4096, "(int)")
 
 
 # --- the ways ------------------------------------------------------------------------------------------
