@@ -8,7 +8,7 @@ import logging
 import stat
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from agentrt_azure import AzureSecrets
-from servers.certificates import Certificate, make_certificate
 from servers.faulty import Refusing
 from servers.http_server import Answer, HttpServer
 from servers.key_vault import TENANT, TOKEN, KeyVault, key_vault_error
@@ -46,21 +45,15 @@ JSON = {"Content-Type": "application/json"}
 OTHER = b'{"id": "https://localhost/secrets/db/1", "attributes": {}}'
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
-
-
 @pytest.fixture
-def vault(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyVault]:
+def vault(key_vault: KeyVault, monkeypatch: pytest.MonkeyPatch) -> KeyVault:
     """The vault, and an environment that says nothing of Azure."""
     for name in (
         "AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE",
         "AZURE_AUTHORITY_HOST", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT",
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
-    with KeyVault(certificate) as server:
-        yield server
+    return key_vault
 
 
 def options(vault: KeyVault, **more: Any) -> dict[str, Any]:

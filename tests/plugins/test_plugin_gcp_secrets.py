@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from agentrt_gcp import GcpSecrets
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth import jwt
-from servers.certificates import Certificate, make_certificate
+from servers.certificates import Certificate
 from servers.faulty import Refusing
 from servers.gcp_secrets import GcpSecretManager
 from servers.http_server import HttpServer
@@ -45,15 +45,11 @@ SECRETS = "projects/p/secrets"
 
 
 @pytest.fixture
-def gcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[GcpSecretManager]:
-    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
-    with GcpSecretManager() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
+def gcp(gcp_secrets: GcpSecretManager, monkeypatch: pytest.MonkeyPatch) -> GcpSecretManager:
+    """The service, and an environment that says nothing of GCP."""
+    for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    return gcp_secrets
 
 
 def provider(server: GcpSecretManager, **options: Any) -> GcpSecrets:

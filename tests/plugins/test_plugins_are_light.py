@@ -16,12 +16,21 @@ HEAVY = (
     "httpx2",
     "opentelemetry",
     "google",
+    "google_crc32c",
+    "grpc",
+    "azure",
+    "msal",
+    "cryptography",
 )
 
 
 @pytest.mark.parametrize(
-    "package", ["agentrt_aws", "agentrt_datadog", "agentrt_prometheus", "agentrt_zipkin"]
-)
+    "package",
+    [
+        "agentrt_aws", "agentrt_aws.secrets", "agentrt_azure", "agentrt_datadog", "agentrt_gcp",
+        "agentrt_prometheus", "agentrt_zipkin",
+    ],
+)  # fmt: skip
 def test_importing_a_plugin_loads_no_client(package: str) -> None:
     code = f"import sys, {package}; print(*sorted(set({HEAVY!r}) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from servers.clouds import certificate as certificate
+from servers.clouds import gcp_secrets as gcp_secrets
+from servers.clouds import key_vault as key_vault
 from servers.faulty import BlackHole, Refusing
 from servers.http_server import Answer, HttpServer
 from servers.openbao import _openbao as _openbao
