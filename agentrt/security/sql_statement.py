@@ -26,6 +26,10 @@ _DEPTH = 60
 _OPENING = ("L_PAREN", "L_BRACKET", "L_BRACE", "CASE")
 _CLOSING = ("R_PAREN", "R_BRACKET", "R_BRACE", "END")
 _PREFIXES = ("NOT", "DASH", "PLUS", "TILDE", "EXCLAMATION", "DAT", "PIPE_SLASH", "DPIPE_SLASH", "BANG")
+_INNER = "has something else than a SELECT in its WITH"
+_INNER_STARTS = frozenset(
+    "SELECT WITH VALUES TABLE FROM PARTITION_BY ORDER_BY ROWS ROW RANGE VAR IDENTIFIER R_PAREN".split()
+)
 # A common table expression without the word RECURSIVE that names itself means itself, not a table.
 _SELF_REFERENCE = ("mssql", "sqlite")
 
@@ -77,14 +81,18 @@ class Guard:
     # ------------------------------------------------------------------------------------------- text and tree
     def _parsed(self, sql: str) -> Node:
         self._check_tokens(sql)
+        place = ""
         try:
             trees = self._glot.parse(sql, dialect=self._glot_dialect)
-        except self._glot.errors.SqlglotError as error:
+        except RecursionError:
+            raise
+        except (
+            Exception
+        ) as error:  # it is fed with anything: whatever it fails with, it did not understand the text
             place = _place_of(error)
         else:
             if len(trees) == 1 and trees[0] is not None:
                 return trees[0]
-            raise _refusal("statement", "must be exactly one")
         # Not `from` the parser's error: that one quotes the text.
         raise UnsafeInput(
             f"{_WHAT} is not understood as {self._dialect}{place}; write it anew", rule="syntax"
@@ -96,7 +104,7 @@ class Guard:
         try:
             tokens = self._glot.tokenize(sql, read=self._glot_dialect)
         except self._glot.errors.SqlglotError:
-            pass
+            pass  # it quotes the text, so ours is not raised in here
         if tokens is None:
             raise _refusal("syntax", "has a quote or comment without an end, or something that is no SQL")
         kinds = [token.token_type.name for token in tokens]
@@ -110,6 +118,7 @@ class Guard:
         if next((kind for kind in kinds if kind != "L_PAREN"), "") not in ("SELECT", "WITH"):
             raise _refusal("statement", "must be a SELECT, alone or after WITH", 0)
         _check_depth(kinds)
+        _check_inner(tokens)
         if self._dialect == "mysql":
             for token in tokens:
                 if any(comment.startswith(("!", "M!")) for comment in token.comments):
@@ -126,8 +135,10 @@ class Guard:
                 unsupported_level=self._glot.ErrorLevel.RAISE,
             )
             return text
-        except self._glot.errors.SqlglotError:
-            pass
+        except RecursionError:
+            raise
+        except Exception:
+            pass  # as above
         raise _refusal(
             "rendering", f"has something that {self._dialect} does not know; write it in a simpler way"
         )
@@ -166,6 +177,8 @@ class Guard:
     def _check_node(self, node: Node, visible: frozenset[str], sql: str) -> None:
         exp = self._glot.exp
         kind = type(node).__name__
+        if isinstance(node, exp.CTE) and not isinstance(node.this, exp.Query | exp.Values):
+            raise _refusal("statement", _INNER, _offset(node))
         if isinstance(node, exp.Anonymous):
             self._check_function(node, node.name, [node.name], quoted=isinstance(node.this, exp.Identifier))
         elif kind in NODES:
@@ -287,6 +300,22 @@ def _check_depth(kinds: Sequence[str]) -> None:
         if depth + prefixes > _DEPTH or subscripts > _DEPTH:
             raise RecursionError
         before = kind
+
+
+def _check_inner(tokens: Sequence[Any]) -> None:
+    """After AS and a bracket comes a query or a window: what else the parser would take for a command, and log."""
+    words = [token.text.upper() for token in tokens]
+    for place, token in enumerate(tokens):
+        if token.token_type.name != "ALIAS":
+            continue
+        first = place + 1
+        while words[first : first + 1] in (["NOT"], ["MATERIALIZED"]):
+            first += 1
+        bracket = first
+        while words[first : first + 1] == ["("]:
+            first += 1
+        if first > bracket and first < len(tokens) and tokens[first].token_type.name not in _INNER_STARTS:
+            raise _refusal("statement", _INNER, tokens[first].start)
 
 
 def _check_parts(node: Node, allowed: frozenset[str]) -> None:
