@@ -1,0 +1,196 @@
+"""What is kept elsewhere: sinks are fed once it is on the disk, in order, and again until they take it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrt import Runtime
+from agentrt.config import Config
+from agentrt.errors import ConfigError
+from agentrt.security.audit import AuditLog, FileAnchor
+from agentrt.security.audit import sinks as sinks_module
+from agentrt.security.audit.record import Checkpoint, decode
+from security.audits import KEY, checked, items, lines, written
+
+
+class Kept:
+    """Keeps what it gets; fails as often as it is told to."""
+
+    def __init__(self, *, failures: int = 0) -> None:
+        self.failures = failures
+        self.got: list[bytes] = []
+        self.closed = False
+
+    async def checkpoint(self, line: bytes, /) -> None:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("no answer")
+        self.got.append(line)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class KeptRecords(Kept):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = b""
+
+    async def records(self, lines: bytes, /) -> None:
+        self.lines += lines
+
+
+async def run_log(path: Path, *sinks: Any, count: int = 10) -> None:
+    named = [(f"sink{number}", sink) for number, sink in enumerate(sinks)]
+    async with AuditLog(path, signing_key=KEY.encode(), checkpoint_every=4, sinks=named) as log:
+        for number in range(count):
+            (await log.durable_intent("x", str(number))).ended()
+
+
+@pytest.mark.asyncio
+async def test_each_checkpoint_goes_to_each_sink_in_order(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "a", Kept(), Kept()
+    await run_log(path, first, second)
+    expected = [line for line in lines(path) if b'"type":"checkpoint"' in line]
+    assert len(expected) > 3
+    assert first.got == second.got == expected
+    assert [item.number for line in expected if isinstance(item := decode(line), Checkpoint)] == list(
+        range(1, len(expected) + 1)
+    )
+
+
+@pytest.mark.asyncio
+async def test_a_sink_may_have_the_lines_too(tmp_path: Path) -> None:
+    sink = KeptRecords()
+    await run_log(tmp_path / "a", sink)
+    assert sink.lines == b"".join(lines(tmp_path / "a"))
+
+
+@pytest.mark.asyncio
+async def test_a_sink_that_fails_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sinks_module, "FIRST_RETRY", 0.001)
+    failing, sound = Kept(failures=5), Kept()
+    await run_log(tmp_path / "a", failing, sound)
+    assert failing.got == sound.got
+    said = [record.getMessage() for record in caplog.records]
+    assert (
+        sum("the audit sink sink0 failed and is tried again: ConnectionError" in text for text in said) == 1
+    )
+    assert sum("the audit sink sink0 works again" in text for text in said) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_sink_that_hangs_holds_nothing_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Hangs(Kept):
+        async def checkpoint(self, line: bytes, /) -> None:
+            await asyncio.Event().wait()
+
+    sound = Kept()
+    log = AuditLog(
+        tmp_path / "a", signing_key=KEY.encode(), checkpoint_every=2, sinks=[("a", Hangs()), ("b", sound)]
+    )
+    await log.open()
+    for number in range(20):
+        (await log.durable_intent("x", str(number))).ended()
+    async with asyncio.timeout(3):
+        await log.aclose(0.5)
+    assert checked(tmp_path / "a").closed
+    assert len(sound.got) > 5
+    assert "the audit sink a did not take" in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks_module, "WAITING", 3)
+    monkeypatch.setattr(sinks_module, "FIRST_RETRY", 0.2)
+    sink = Kept(failures=1)
+    async with AuditLog(
+        tmp_path / "a", signing_key=KEY.encode(), checkpoint_every=1, sinks=[("a", sink)]
+    ) as log:
+        for number in range(20):
+            (await log.durable_intent("x", str(number))).ended()
+    assert 0 < len(sink.got) <= 5
+    assert sink.got[-1] == lines(tmp_path / "a")[-1], "the last one covers all that were dropped"
+    anchor = tmp_path / "anchor"
+    anchor.write_bytes(b"".join(sink.got))
+    assert checked(tmp_path / "a", anchor=anchor).ok
+
+
+@pytest.mark.asyncio
+async def test_the_file_anchor_appends_and_goes_on_after_half_a_line(tmp_path: Path) -> None:
+    path, anchor = tmp_path / "a", tmp_path / "elsewhere" / "anchor.jsonl"
+    await written(path, 5, anchor=anchor)
+    assert anchor.stat().st_mode & 0o777 == 0o600
+    with anchor.open("ab") as file:
+        file.write(b'{"type":"checkp')
+    await written(path, 5, anchor=anchor)
+    report = checked(path, anchor=anchor)
+    assert report.ok, report.problems
+    assert report.anchored_through == report.last
+
+
+@pytest.mark.asyncio
+async def test_a_log_that_was_cut_while_nobody_looked_shows_after_it_went_on(tmp_path: Path) -> None:
+    path, anchor = tmp_path / "a", tmp_path / "anchor.jsonl"
+    await written(path, 10, anchor=anchor)
+    whole = lines(path)
+    path.write_bytes(b"".join(whole[: len(whole) // 2]))
+    await written(path, 10, anchor=anchor)
+    assert checked(path).ok, "it looks as if it had never been longer"
+    report = checked(path, anchor=anchor)
+    assert {problem.kind for problem in report.problems} == {"checkpoint"}
+    assert "is not the one that the anchor has" in report.problems[0].message
+
+
+@pytest.mark.asyncio
+async def test_sinks_are_configured_opened_and_closed(tmp_path: Path) -> None:
+    anchor = tmp_path / "anchor.jsonl"
+    (tmp_path / "key").write_text(KEY)
+    audit = {
+        "path": str(tmp_path / "a"),
+        "signing_key": str(tmp_path / "key"),
+        "sinks": {"mine": {"plugin": "file", "path": str(anchor)}},
+    }
+    async with Runtime(Config({"audit": audit})):
+        pass
+    assert [item["type"] for item in items(anchor)] == ["checkpoint", "checkpoint"]
+    report = checked(tmp_path / "a", anchor=anchor)
+    assert report.ok, report.problems
+    assert report.anchored_through == report.last
+
+
+@pytest.mark.parametrize("path", ["", "."])
+def test_an_anchor_needs_a_file(path: str) -> None:
+    with pytest.raises(ConfigError, match="path must be the name of a file"):
+        FileAnchor(path=Path(path))
+
+
+@pytest.mark.asyncio
+async def test_a_loop_that_is_gone_is_told_and_the_log_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a"
+
+    def elsewhere() -> AuditLog:
+        """Opened on a loop of its own, which is closed with the log still open."""
+
+        async def opened() -> AuditLog:
+            log = AuditLog(path, signing_key=KEY.encode(), sinks=[("a", Kept())])
+            await log.open()
+            await asyncio.sleep(0.1)
+            return log
+
+        return asyncio.run(opened())
+
+    log = await asyncio.to_thread(elsewhere)
+    log.note("x", "y")
+    await asyncio.to_thread(log.close)
+    assert checked(path).closed
+    assert "missed what was written after their event loop was closed" in caplog.text
