@@ -23,6 +23,7 @@ from agentrt.limits import Limits
 from agentrt.run_stream import RunStream
 from agentrt.runtime import Runtime
 from agentrt.session import Session
+from agentrt.state import StateConflict
 
 if TYPE_CHECKING:
     from agentrt.cli.run_trace import RunTrace
@@ -205,7 +206,7 @@ class Turns:
             self._stream = None
         printer.result(stream.result)
         if stored is not None:
-            await runtime.conversations.save(stored)
+            await self._store(runtime, stored)
         self._warn_of_models_without_effect()
 
     async def _load(self, runtime: Runtime) -> Session | None:
@@ -213,6 +214,13 @@ class Turns:
         if self._session_id is not None and self._stored is None:
             self._stored = await runtime.conversations.load(self._session_id)
         return self._stored
+
+    async def _store(self, runtime: Runtime, session: Session) -> None:
+        try:
+            await runtime.conversations.save(session)
+        except StateConflict:
+            self._stored = None  # the next turn goes on from what the other has stored
+            raise
 
     def _warn_of_models_without_effect(self) -> None:
         models = self._project.models

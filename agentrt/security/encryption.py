@@ -87,8 +87,14 @@ class Encryption:
     Raises `ConfigError` if the package cryptography is missing.
     """
 
+    __slots__ = ("_ciphers", "_fernets", "_head", "_primary", "ring")
+
     def __init__(self, ring: KeyRing) -> None:
         self.ring = ring
+        key, name = ring.key(ring.primary), ring.primary.encode()
+        assert key is not None
+        self._primary = key
+        self._head = VERSION + bytes((len(name),)) + name
         self._ciphers = _load()
         self._fernets: Fernets | None = self._ciphers.Fernets(ring.fernet_keys) if ring.fernet_keys else None
 
@@ -102,13 +108,10 @@ class Encryption:
         """
         data = _as_bytes("the plaintext", plaintext)
         place = _as_context(context)
-        id = self.ring.primary
-        key = self.ring.key(id)
-        assert key is not None
-        name = id.encode()
-        header = VERSION + bytes((len(name),)) + name + os.urandom(SALT_BYTES)
+        salt = os.urandom(SALT_BYTES)
+        header = self._head + salt
         bound = _bound(header, place)
-        message_key, commitment = self._ciphers.derive(key, header[-SALT_BYTES:], LABEL + bound)
+        message_key, commitment = self._ciphers.derive(self._primary, salt, LABEL + bound)
         return _encode(header + commitment + self._ciphers.seal(message_key, data, bound))
 
     def decrypt(self, token: str, *, context: str | bytes) -> bytes:

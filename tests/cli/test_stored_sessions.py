@@ -117,6 +117,24 @@ def test_a_conversation_on_a_terminal_is_stored_turn_by_turn(counter: Path, comm
     assert command("run", "counter.py:count", "--session", "ada", "hi").out == "turn 4 of ada\n"
 
 
+def test_a_conversation_goes_on_from_what_somebody_else_stored_meanwhile(
+    counter: Path, command: Command
+) -> None:
+    with Screen(
+        "run", "counter:count", "--session", "ada", cwd=counter, env=environment(NO_COLOR="1")
+    ) as terminal:
+        terminal.wait_for(r"> $")
+        terminal.send("hi\n")
+        terminal.wait_for(PROMPT)
+        assert command("run", "counter.py:count", "--session", "ada", "hi").out == "turn 2 of ada\n"
+        terminal.send("hi\n")
+        assert "'ada' was saved by somebody else since it was loaded" in terminal.wait_for(PROMPT)
+        terminal.send("hi\n")
+        assert "turn 3 of ada" in terminal.wait_for(PROMPT)
+        terminal.press("d")
+        assert terminal.end() == 0
+
+
 def _documents(path: Path) -> list[str]:
     connection = sqlite3.connect(path)
     try:
