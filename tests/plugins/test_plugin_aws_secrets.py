@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from agentrt_aws.secrets import AwsSecrets
 from servers.faulty import Refusing
-from servers.http_server import Answer, HttpServer
+from servers.http_server import Answer, HttpServer, Request
 from servers.programs import Moto
 
 from agentrt import plugins
@@ -33,6 +33,7 @@ from agentrt.secrets import (
     SecretUnavailable,
     SecretValue,
 )
+from agentrt.secrets.manager import SecretsManager
 from agentrt.testing.secrets_suite import SecretsProviderTests
 from plugins.aws import Front, aws_error, lead, without_credentials
 from plugins.secret_readers import VALUE, Crowd, Reader
@@ -197,6 +198,35 @@ async def test_one_of_many_that_is_denied_is_named(
         await secrets.get_many([ref("a"), ref("b"), ref("gone")])
     await secrets.aclose()
     assert VALUE not in str(told.value)
+
+
+class OneByOne(Front):
+    """Does not allow BatchGetSecretValue."""
+
+    def respond(self, request: Request) -> Answer:
+        if request.headers["x-amz-target"].endswith("BatchGetSecretValue"):
+            return aws_error("AccessDeniedException", "not authorized to perform BatchGetSecretValue")
+        return super().respond(request)
+
+
+@pytest.mark.asyncio
+async def test_where_many_at_once_are_not_allowed_the_manager_reads_them_one_by_one(
+    moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        await managed(moto, "CreateSecret", Name=name, SecretString=f"value of {name}")
+
+    async def invoke(kind: str, target: str, fn: Any, /, *, idempotent: bool = False) -> Any:
+        del kind, target, idempotent
+        return await fn()
+
+    with OneByOne(moto.url) as server:
+        lead(monkeypatch, server)
+        manager = SecretsManager({"aws": AwsSecrets()}, invoke)
+        found = await manager.get_many(["secret://aws/a", "secret://aws/b"])
+        await manager.aclose()
+        assert [secret.reveal() for secret in found.values()] == ["value of a", "value of b"]
+        assert server.operations() == ["BatchGetSecretValue", "GetSecretValue", "GetSecretValue"]
 
 
 @pytest.mark.asyncio

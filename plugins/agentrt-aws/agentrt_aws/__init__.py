@@ -1,4 +1,4 @@
-"""agentrt's telemetry in AWS: CloudWatch Logs, CloudWatch metrics and X-Ray."""
+"""agentrt in AWS: CloudWatch Logs, CloudWatch metrics and X-Ray, and secrets in `agentrt_aws.secrets`."""
 
 from agentrt_aws.logs import CloudWatchLogs
 from agentrt_aws.metrics import CloudWatchMetrics
