@@ -73,12 +73,16 @@ class RateLimit:
         key = self._key(call)
         started = call.record.time()
         max_wait = max(0.0, min(self.max_wait, call.share - started - GRAIN))
-        try:
+        turn = self._limiter.acquire(key, self.limit, self.window, max_wait=max_wait)
+        if self._limiter.is_local or call.share == UNBOUNDED:
+            decision = await turn
+        else:
             # The turn comes in time; a server that counts may not answer in time.
-            async with asyncio.timeout_at(None if call.share == UNBOUNDED else call.share):
-                decision = await self._limiter.acquire(key, self.limit, self.window, max_wait=max_wait)
-        except TimeoutError:
-            raise self._refusal(call, "gave no turn before this call's time was over") from None
+            try:
+                async with asyncio.timeout_at(call.share):
+                    decision = await turn
+            except TimeoutError:
+                raise self._refusal(call, "gave no turn before this call's time was over") from None
         if not decision:
             raise self._refusal(call, self._why(decision), decision.retry_after)
         if decision.waited > 0.0:

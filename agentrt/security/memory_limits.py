@@ -12,6 +12,7 @@ import logging
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
+from typing import ClassVar
 
 from agentrt import options
 from agentrt.plugins import Host
@@ -30,6 +31,8 @@ class MemoryLimits:
     key that was allowed something longest ago is forgotten, and begins anew. A key whose window is empty is forgotten
     by the hits of others.
     """
+
+    is_local: ClassVar[bool] = True
 
     def __init__(self, *, max_keys: int = 100_000) -> None:
         self.max_keys = options.count("max_keys", max_keys)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -107,6 +108,8 @@ class RateLimiter:
 
             store = MemoryLimits()
         self._store = store
+        self.is_local = bool(getattr(store, "is_local", False))
+        """Whether counting itself takes no time: no wait but that for a turn."""
         self._host = host
         self._name = name
         self._is_open = host is None
@@ -154,7 +157,7 @@ class RateLimiter:
     async def reset(self, key: str, window: float) -> None:
         """Forget the hits of `key` in `window` seconds, and the turns that are booked."""
         await self._ready()
-        await self._store.reset(_short(options.text("key", key)), _window(window))
+        await self._store.reset(_short(key), _window(window))
 
     async def aclose(self) -> None:
         """Close the store."""
@@ -172,13 +175,17 @@ class RateLimiter:
     # --- inside ----------------------------------------------------------------------------------------
 
     async def _hit(self, key: str, limit: int, window: float, cost: int, max_wait: float) -> Turn:
-        check_limit(limit, window)
-        options.count("cost", cost)
+        if type(limit) is not int or type(window) is not float or not (0 < limit <= MAX_LIMIT):
+            check_limit(limit, window)
+        elif not MIN_WINDOW <= window < math.inf:
+            _window(window)
+        if cost != 1:
+            options.count("cost", cost)
         if cost > limit:
             raise ConfigError(
                 f"cost must be at most the limit of {limit}, not {cost}: it could never be allowed"
             )
-        name = _short(options.text("key", key))
+        name = _short(key)
         if not self._is_open:
             await self._ready()
         return await self._store.hit(name, limit, float(window), cost=cost, max_wait=max_wait)
@@ -217,8 +224,10 @@ def _window(window: float) -> float:
 
 def _short(key: str) -> str:
     """A key that a store can keep: a caller who chooses its own must not fill the memory with long ones."""
-    data = key.encode("utf-8", "surrogatepass")
-    if len(data) <= MAX_KEY and (key.isascii() or _is_unicode(data)):
+    if type(key) is str and len(key) <= MAX_KEY and key.isascii() and key.strip():
+        return key
+    data = options.text("key", key).encode("utf-8", "surrogatepass")
+    if len(data) <= MAX_KEY and _is_unicode(data):
         return key
     return f"blake2b:{hashlib.blake2b(data, digest_size=20).hexdigest()}"
 

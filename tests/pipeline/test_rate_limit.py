@@ -202,6 +202,8 @@ async def test_the_deadline_still_cuts_the_attempt_after_a_wait() -> None:
 class SlowStore(MemoryLimits):
     """Takes a second to answer, as a server far away might."""
 
+    is_local = False
+
     async def hit(self, key: str, limit: int, window: float, *, cost: int, max_wait: float) -> Turn:
         await asyncio.sleep(1)
         return await super().hit(key, limit, window, cost=cost, max_wait=max_wait)
