@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from agentrt.security import encryption as module
 from agentrt.security.encryption import DecryptionFailed, Encryption
 from agentrt.security.keys import KeyRing, new_key
 from tests.security.token_format import make
+from tests.security.two_keys import seal_for_both
 
 VECTORS: dict[str, Any] = json.loads(Path(__file__).with_name("encryption_vectors.json").read_text())
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -235,14 +237,27 @@ def test_another_key_of_the_same_id_is_refused() -> None:
     assert_refused(Encryption(KeyRing.from_texts(new_key(id="now"))), token, "place")
 
 
-def test_a_ciphertext_that_fits_two_keys_is_refused_for_the_commitment() -> None:
-    """Key, nonce and associated data are right for both; without the commitment the tag alone would decide."""
+def test_a_wrong_commitment_is_refused_though_the_tag_is_right() -> None:
     key = RING.key("now")
     assert key is not None
     made = make(id="now", key=key, salt=bytes(32), context=b"place", plaintext=b"x")
-    forged = token_of(made.header + bytes(32) + made.sealed)
-    assert_refused(ENCRYPTION, forged, "place")
+    assert_refused(ENCRYPTION, token_of(made.header + bytes(32) + made.sealed), "place")
     assert ENCRYPTION.decrypt(made.token, context="place") == b"x"
+
+
+def test_a_ciphertext_that_is_right_under_two_keys_opens_with_one() -> None:
+    """Somebody who knows two keys of one id makes a token that AES-GCM alone would open to two different texts."""
+    rings = [KeyRing.from_texts(new_key(id="k")) for _ in range(2)]
+    keys = [ring.key("k") or b"" for ring in rings]
+    one, other = (make(id="k", key=key, salt=bytes(32), context=b"place", plaintext=b"") for key in keys)
+    assert one.bound == other.bound
+    sealed = seal_for_both(one.message_key, other.message_key, one.bound, b"sixteen bytes: x" * 3)
+    texts = [AESGCM(made.message_key).decrypt(bytes(12), sealed, made.bound) for made in (one, other)]
+    assert texts[0] != texts[1], "GCM opens it with both"
+    for made, own, foreign in ((one, 0, 1), (other, 1, 0)):
+        token = token_of(made.header + made.commitment + sealed)
+        assert Encryption(rings[own]).decrypt(token, context="place") == texts[own]
+        assert_refused(Encryption(rings[foreign]), token, "place")
 
 
 def test_the_tag_is_looked_at_even_if_the_commitment_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
