@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,19 +82,64 @@ async def test_fifty_readers_with_a_token_that_was_revoked_make_one_more_login(
         assert front.count(f"/data/{name}") <= 1 + 2 * 50
 
 
-async def test_a_login_that_is_cancelled_is_made_by_the_next_reader(
+async def test_a_reader_that_is_cancelled_leaves_the_login_to_the_others(
     front: Front, name: str, policy: str
 ) -> None:
     async with by_approle(front, token_policies=policy) as vault:
-        front.answer_to[LOGIN] = Answer(500, delay=30.0)
+        front.pause_at[LOGIN] = 0.3
         first = asyncio.create_task(read(vault, name))
         second = asyncio.create_task(read(vault, name))
         await asyncio.to_thread(front.wait_for_requests, 1)
-        del front.answer_to[LOGIN]
         first.cancel()
         assert await second == "for-who-may"
         with pytest.raises(asyncio.CancelledError):
             await first
+        assert front.count(LOGIN) == 1
+
+
+async def test_a_wrapped_secret_id_is_not_lost_when_its_only_reader_is_cancelled(
+    front: Front, name: str, policy: str, tmp_path: Path
+) -> None:
+    mount, role_id, _ = approle(front.server, token_policies=policy)
+    made = front.server.do("POST", f"auth/{mount}/role/app/secret-id", {}, wrap="60s")
+    file = tmp_path / "wrapped"
+    file.write_text(made["wrap_info"]["token"])
+    role = AppRole(role_id=role_id, secret_id_file=str(file), wrapped=True, mount=mount)
+    async with opened(front.server, url=front.url, approle=role, kv_version=2) as vault:
+        front.pause_at["/unwrap"] = 0.3
+        reader = asyncio.create_task(read(vault, name))
+        await asyncio.to_thread(front.wait_for_requests, 2)
+        reader.cancel()
+        await asyncio.wait([reader])
+        assert reader.cancelled()
+        assert await read(vault, name) == "for-who-may"
+        assert front.count("/unwrap") == 1
+
+
+async def test_a_login_that_runs_when_we_are_closed_leaves_no_token_behind(
+    front: Front, name: str, policy: str
+) -> None:
+    before = set(front.server.tokens())
+    async with by_approle(front, token_policies=policy) as vault:
+        front.pause_at[LOGIN] = 0.3
+        reader = asyncio.create_task(read(vault, name))
+        await asyncio.to_thread(front.wait_for_requests, 1)
+        reader.cancel()
+        await asyncio.wait([reader])
+    assert front.count(REVOKE) == 1
+    assert set(front.server.tokens()) == before
+
+
+async def test_a_login_that_hangs_does_not_keep_us_from_closing(
+    front: Front, name: str, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentrt_vault.session.REVOKE_LIMIT", 0.1)
+    async with by_approle(front, token_policies=policy) as vault:
+        front.answer_to[LOGIN] = Answer(500, delay=30.0)
+        reader = asyncio.create_task(read(vault, name))
+        await asyncio.to_thread(front.wait_for_requests, 1)
+    with pytest.raises(SecretUnavailable, match="is not read any more: it was closed"):
+        await reader
 
 
 async def test_a_read_that_is_cancelled_at_any_moment_leaves_the_others_alone(
@@ -116,20 +162,19 @@ async def test_a_read_that_is_cancelled_at_any_moment_leaves_the_others_alone(
 async def test_a_token_is_renewed_in_its_last_third_and_replaced_before_its_last_day(
     front: Front, name: str, policy: str
 ) -> None:
-    async with by_approle(front, token_policies=policy, token_ttl="3s", token_max_ttl="5s") as vault:
+    clock = asyncio.get_running_loop().time
+    async with by_approle(front, token_policies=policy, token_ttl="3s", token_max_ttl="6s") as vault:
         await read(vault, name)
-        await asyncio.sleep(1.5)  # half of it is over
-        await read(vault, name)
-        assert (front.count(RENEW), front.count(LOGIN)) == (0, 1)
-        await asyncio.sleep(0.8)
-        await read(vault, name)
-        assert (front.count(RENEW), front.count(LOGIN)) == (1, 1)
-        await asyncio.sleep(1.4)  # renewed for the rest of 5 s, it is in its last third again
-        await read(vault, name)
-        assert (front.count(RENEW), front.count(LOGIN)) == (2, 2)
+        began, renewed, replaced = clock(), 0.0, 0.0
+        while not replaced:
+            await asyncio.sleep(0.1)
+            assert await read(vault, name) == "for-who-may"
+            renewed = renewed or (clock() - began if front.count(RENEW) else 0.0)
+            replaced = clock() - began if front.count(LOGIN) == 2 else 0.0
+        assert 1.9 < renewed < replaced < 6.5
+        assert front.count(LOOKUP) == 0  # no read was ever refused
+        assert front.count(REVOKE) == 0  # leases of the old one may be in use
         old, new = tokens_of(front)
-        # Leases of the old one may be in use, therefore it is left alone.
-        assert front.server.ask("GET", "auth/token/lookup-self", token=old).status == 200
     for token in (old, new):
         assert front.server.ask("GET", "auth/token/lookup-self", token=token).status == 403
 
@@ -148,10 +193,11 @@ async def test_a_given_token_is_renewed_too(front: Front, name: str, policy: str
     made = front.server.do("POST", "auth/token/create", {"policies": [policy], "period": "5s"})
     token = made["auth"]["client_token"]
     async with opened(front.server, url=front.url, token=token, kv_version=2) as vault:
-        await read(vault, name)
-        await asyncio.sleep(3.2)
-        await read(vault, name)
-        assert front.count(RENEW) == 1
+        began = asyncio.get_running_loop().time()
+        while front.count(RENEW) == 0:
+            assert asyncio.get_running_loop().time() - began < 6
+            await asyncio.sleep(0.1)
+            assert await read(vault, name) == "for-who-may"
     left = front.server.ask("GET", "auth/token/lookup-self", token=token).json()["data"]["ttl"]
     assert left >= 4
 
@@ -159,10 +205,10 @@ async def test_a_given_token_is_renewed_too(front: Front, name: str, policy: str
 async def test_a_token_that_cannot_be_renewed_now_is_used_while_it_lasts(
     front: Front, name: str, policy: str
 ) -> None:
-    async with by_approle(front, token_policies=policy, token_ttl="2s") as vault:
+    async with by_approle(front, token_policies=policy, token_ttl="3s") as vault:
         await read(vault, name)
         front.answer_to[RENEW] = Answer(503, b'{"errors": ["not now"]}')
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.2)
         assert await read(vault, name) == "for-who-may"
         assert (front.count(RENEW), front.count(LOGIN)) == (1, 1)
 

@@ -115,12 +115,14 @@ def _base64url(data: bytes) -> bytes:
 
 
 class Front(HttpServer):
-    """Passes all on to a real server and keeps the requests. `answer_to`: what to answer to some paths instead."""
+    """Passes all on to a real server and keeps the requests. `answer_to`: what to answer to some paths instead;
+    `pause_at`: seconds to wait with the real answer."""
 
     def __init__(self, server: OpenBao) -> None:
         super().__init__()
         self.server = server
         self.answer_to: dict[str, Answer] = {}
+        self.pause_at: dict[str, float] = {}
 
     def count(self, ending: str) -> int:
         """How many requests had a path that ends so."""
@@ -134,4 +136,5 @@ class Front(HttpServer):
         reply = fetch(
             self.server.url + request.path, method=request.method, body=request.body or None, headers=headers
         )
-        return Answer(reply.status, reply.body, {"Content-Type": "application/json"})
+        pause = max((pause for path, pause in self.pause_at.items() if path in request.path), default=0.0)
+        return Answer(reply.status, reply.body, {"Content-Type": "application/json"}, delay=pause)

@@ -144,8 +144,7 @@ class VaultSecrets:
             ttl = self._lasting(body.lease_id, body.lease_duration, token)
             return SecretValue(value, lease=body.lease_id, ttl=ttl, renewable=body.renewable)
         # Of a static account the data tell in how many seconds its password will be changed.
-        data = answer.data()
-        changes = data.get("ttl") if isinstance(data, dict) else None
+        changes = answer.data().get("ttl")
         return SecretValue(value, ttl=None if changes is None else max(float(changes), ROUNDING))
 
     # --- leases --------------------------------------------------------------------------------------------

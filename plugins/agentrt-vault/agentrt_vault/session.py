@@ -34,6 +34,7 @@ class Session:
         self._method = method
         self._token: Token | None = None
         self._replaced: list[Token] = []  # their leases may still be in use
+        self._login: asyncio.Task[Token] | None = None
         self._lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -96,8 +97,14 @@ class Session:
 
     async def aclose(self) -> None:
         """Revoke the tokens that our logins made, and so the leases that were given for them."""
+        login = self._login
+        if login is not None and self._loop is asyncio.get_running_loop():
+            # Its token would be left behind, and the secret_id that it has just unwrapped be lost.
+            await asyncio.wait([login], timeout=REVOKE_LIMIT)
+            login.cancel()
+            await asyncio.gather(login, return_exceptions=True)
         tokens = [*self._replaced, *([self._token] if self._token is not None else [])]
-        self._replaced, self._token = [], None
+        self._replaced, self._token, self._login = [], None, None
         await asyncio.gather(
             *(self._revoke(token) for token in tokens if token.revocable and token.left() > 0)
         )
@@ -111,7 +118,7 @@ class Session:
         async with self._alone():
             token = self._token
             if token is None:
-                token = self._token = await self._log_in()
+                token = await self._log_in()
             elif not token.is_fresh():
                 token = await self._prolonged(token)
             return token
@@ -122,12 +129,8 @@ class Session:
             if not await self._renew(token) or token.is_fresh():
                 return token
             token.renewable = False  # its last day has come
-        if token.made:
-            fresh = await self._log_in()
-            self._retire(token)
-            self._token = token = fresh
-        elif token.left() <= 0:
-            token = self._token = await self._log_in()  # somebody may have put another one in its place
+        if token.made or token.left() <= 0:  # somebody may have put another one in the place of a given one
+            return await self._log_in()
         return token
 
     async def _renew(self, token: Token) -> bool:
@@ -154,21 +157,40 @@ class Session:
                 looked = await self._vault.ask("GET", "auth/token/lookup-self", token=refused.value)
                 if looked.ok:
                     return False  # it is valid, so the refusal was meant
-            fresh = await self._log_in()
-            if fresh.value == refused.value:
-                return False
-            self._token = fresh
-            return True
+            return (await self._log_in()).value != refused.value
 
     async def _log_in(self) -> Token:
-        mark = _LOGGING_IN.set(_LOGGING_IN.get() | {id(self)})
+        """A new token. Whoever is cancelled meanwhile leaves the login to the others: it may use up what is good for
+        one use."""
+        login = self._login
+        if login is None:
+            login = self._login = asyncio.create_task(
+                self._logged_in(), name=f"login at vault {self._vault.host}"
+            )
+            login.add_done_callback(self._login_ended)
         try:
-            return await self._method.log_in(self._vault, self.host)
-        finally:
-            _LOGGING_IN.reset(mark)
+            return await asyncio.shield(login)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if login.cancelled() and task is not None and not task.cancelling():
+                raise SecretUnavailable(
+                    f"vault at {self._vault.host} is not read any more: it was closed"
+                ) from None
+            raise
 
-    def _retire(self, token: Token) -> None:
-        self._replaced = [old for old in (*self._replaced, token) if old.left() > 0]
+    async def _logged_in(self) -> Token:
+        _LOGGING_IN.set(_LOGGING_IN.get() | {id(self)})  # of this task alone
+        fresh = await self._method.log_in(self._vault, self.host)
+        if self._token is not None:
+            self._replaced = [old for old in (*self._replaced, self._token) if old.made and old.left() > 0]
+        self._token = fresh
+        return fresh
+
+    def _login_ended(self, task: asyncio.Task[Token]) -> None:
+        if self._login is task:
+            self._login = None
+        if not task.cancelled():
+            task.exception()  # seen here, too: all who waited for it may be gone
 
     async def _revoke(self, token: Token) -> None:
         try:
@@ -193,5 +215,5 @@ class Session:
         """The lock for logins; on another event loop, where nobody can hold it, another one."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._lock, self._loop = asyncio.Lock(), loop
+            self._lock, self._loop, self._login = asyncio.Lock(), loop, None
         return self._lock

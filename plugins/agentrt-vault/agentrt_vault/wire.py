@@ -68,9 +68,10 @@ class Answer(Struct, frozen=True):
     def ok(self) -> bool:
         return self.status < 300
 
-    def data(self) -> Any:
-        """The value of `data`."""
-        return msgspec.json.decode(self.body.data)
+    def data(self) -> dict[str, Any]:
+        """The fields of `data`."""
+        found = msgspec.json.decode(self.body.data)
+        return found if isinstance(found, dict) else {}
 
     def warned(self, words: str) -> bool:
         """Whether a warning contains `words`."""
