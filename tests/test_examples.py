@@ -109,6 +109,16 @@ def test_encryption() -> None:
     ]
 
 
+def test_boundaries() -> None:
+    found, echoed, passed, refused, counted, guarded = run(example("boundaries.py")).splitlines()
+    assert found == """[("O'Brien",)] []"""
+    assert echoed == "a && b; $(touch owned)"
+    assert passed == "passed"
+    assert refused.startswith("refused (parent): the path has '..' at character 0")
+    assert counted == "[(2,)]"
+    assert guarded.startswith("the statement calls the function 'load_extension', which is not among those allowed")
+
+
 def test_telemetry() -> None:
     lines = run(example("telemetry.py")).splitlines()
     assert lines[0] == "Who wrote Dubliners?"

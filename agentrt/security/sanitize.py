@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias
 
 from agentrt import options
 from agentrt.errors import ConfigError, ToolError
@@ -84,24 +84,6 @@ class UnsafeInput(ToolError, ValueError):
         self.offset = offset
 
 
-@overload
-def sanitize_input(
-    text: str,
-    type: Use,
-    *,
-    max_length: int | None = ...,
-    allow_leading_dash: bool = ...,
-    allow_lines: bool = ...,
-) -> str: ...
-@overload
-def sanitize_input(
-    text: bytes,
-    type: Use,
-    *,
-    max_length: int | None = ...,
-    allow_leading_dash: bool = ...,
-    allow_lines: bool = ...,
-) -> str: ...
 def sanitize_input(
     text: str | bytes,
     type: Use,

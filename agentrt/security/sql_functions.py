@@ -8,7 +8,7 @@ that it is given as text. Left out are also those whose only argument is how muc
 
 from __future__ import annotations
 
-__all__ = ["FUNCTIONS", "NODES", "SELECT_PARTS", "TABLE_PARTS", "in_catalog"]
+__all__ = ["FUNCTIONS", "NODES", "QUERY_STARTS", "SELECT_PARTS", "TABLE_PARTS", "in_catalog"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -34,6 +34,11 @@ NODES = _names(
     JSONBContainsAllTopKeys JSONKeyValue JSONArrayContains JSONPath JSONPathRoot JSONPathKey JSONPathSubscript
     JSONPathSlice JSONPathWildcard JSONPathRecursive JSONPathUnion
     """
+)
+
+# Types of tokens that begin a query in WITH, or a window.
+QUERY_STARTS = _names(
+    "SELECT WITH VALUES TABLE FROM PARTITION_BY ORDER_BY ROWS ROW RANGE VAR IDENTIFIER R_PAREN"
 )
 
 # What a Select and a Table may hold: not hints, locks, INTO, OPTION, FOR XML, partitions or the modifiers of MySQL.

@@ -8,13 +8,21 @@ result is parsed and checked once more, and must be written the same again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
 from agentrt import options
 from agentrt.errors import ConfigError
 from agentrt.security.sanitize import UnsafeInput
-from agentrt.security.sql_functions import FUNCTIONS, NODES, SELECT_PARTS, TABLE_PARTS, in_catalog
+from agentrt.security.sql_functions import (
+    FUNCTIONS,
+    NODES,
+    QUERY_STARTS,
+    SELECT_PARTS,
+    TABLE_PARTS,
+    in_catalog,
+)
 
 __all__ = ["Guard"]
 
@@ -26,10 +34,8 @@ _DEPTH = 60
 _OPENING = ("L_PAREN", "L_BRACKET", "L_BRACE", "CASE")
 _CLOSING = ("R_PAREN", "R_BRACKET", "R_BRACE", "END")
 _PREFIXES = ("NOT", "DASH", "PLUS", "TILDE", "EXCLAMATION", "DAT", "PIPE_SLASH", "DPIPE_SLASH", "BANG")
+_ODD = re.compile(r"[^\w\x00-\x7f]")
 _INNER = "has something else than a SELECT in its WITH"
-_INNER_STARTS = frozenset(
-    "SELECT WITH VALUES TABLE FROM PARTITION_BY ORDER_BY ROWS ROW RANGE VAR IDENTIFIER R_PAREN".split()
-)
 # A common table expression without the word RECURSIVE that names itself means itself, not a table.
 _SELF_REFERENCE = ("mssql", "sqlite")
 
@@ -86,9 +92,8 @@ class Guard:
             trees = self._glot.parse(sql, dialect=self._glot_dialect)
         except RecursionError:
             raise
-        except (
-            Exception
-        ) as error:  # it is fed with anything: whatever it fails with, it did not understand the text
+        except Exception as error:
+            # It is fed with anything: whatever it fails with, it did not understand the text.
             place = _place_of(error)
         else:
             if len(trees) == 1 and trees[0] is not None:
@@ -104,7 +109,7 @@ class Guard:
         try:
             tokens = self._glot.tokenize(sql, read=self._glot_dialect)
         except self._glot.errors.SqlglotError:
-            pass  # it quotes the text, so ours is not raised in here
+            pass  # as in _rendered
         if tokens is None:
             raise _refusal("syntax", "has a quote or comment without an end, or something that is no SQL")
         kinds = [token.token_type.name for token in tokens]
@@ -119,6 +124,7 @@ class Guard:
             raise _refusal("statement", "must be a SELECT, alone or after WITH", 0)
         _check_depth(kinds)
         _check_inner(tokens)
+        _check_names(tokens)
         if self._dialect == "mysql":
             for token in tokens:
                 if any(comment.startswith(("!", "M!")) for comment in token.comments):
@@ -138,7 +144,7 @@ class Guard:
         except RecursionError:
             raise
         except Exception:
-            pass  # as above
+            pass  # ours is not raised in here, because theirs quotes the text
         raise _refusal(
             "rendering", f"has something that {self._dialect} does not know; write it in a simpler way"
         )
@@ -314,8 +320,20 @@ def _check_inner(tokens: Sequence[Any]) -> None:
         bracket = first
         while words[first : first + 1] == ["("]:
             first += 1
-        if first > bracket and first < len(tokens) and tokens[first].token_type.name not in _INNER_STARTS:
+        if first > bracket and first < len(tokens) and tokens[first].token_type.name not in QUERY_STARTS:
             raise _refusal("statement", _INNER, tokens[first].start)
+
+
+def _check_names(tokens: Sequence[Any]) -> None:
+    """A space that is not ASCII would be part of a name here, and separates names for some databases."""
+    for token in tokens:
+        kind = token.token_type.name
+        odd = None if kind == "IDENTIFIER" or kind.endswith("STRING") else _ODD.search(token.text)
+        if odd is not None:
+            code = f"U+{ord(odd.group()):04X}"
+            raise _refusal(
+                "character", f"has {code} outside of quotes; quote the name that it is in", token.start
+            )
 
 
 def _check_parts(node: Node, allowed: frozenset[str]) -> None:

@@ -70,6 +70,19 @@ def test_the_error_says_why(sql: str, rule: str, says: str) -> None:
     assert says in str(error)
 
 
+@pytest.mark.parametrize("space", ["\u00a0", "\u2003", "\u3000", "\ufeff", "\u200b", "\u1680", "\u202f"])
+@pytest.mark.parametrize("dialect", ["postgres", "sqlite", "mysql", "mssql", "bigquery"])
+def test_a_space_that_only_some_take_for_one_joins_no_words(dialect: Dialect, space: str) -> None:
+    # For BigQuery this reads a table that is not in the list.
+    sql = f"SELECT 1 AS x{space}FROM{space}vault"
+    assert refusal(sql, dialect, tables=["orders"]).rule in ("table", "character")
+
+
+def test_names_and_texts_in_any_language_pass() -> None:
+    sql = "SELECT größe, 'a\u00a0b 😀' AS naïve, \"a\u3000b\" FROM заказы WHERE 名 = 'é'"
+    assert sql_guard(sql, dialect="postgres") == sql
+
+
 def test_the_error_says_where() -> None:
     assert refusal("SELECT a, pg_sleep(1) FROM t").offset == 10
     assert refusal("SELECT a FROM t, pg_shadow").offset == 17
