@@ -16,16 +16,15 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 import msgspec
 from msgspec import Struct
 
 from agentrt.config import Config
 from agentrt.context import Context
-from agentrt.decode import options_of
 from agentrt.errors import AgentrtError, PermanentError, classify
 from agentrt.runtime import Runtime
 from agentrt.telemetry.exporting import Delivered
@@ -34,11 +33,10 @@ from agentrt.telemetry.signals import Attributes, Batch, Signal
 from agentrt.telemetry.wanted import SIGNALS
 from agentrt.testing import telemetry_batches as batches
 from agentrt.testing.backend_thread import SLACK, BackendThread, eventually, leaves_nothing
+from agentrt.testing.suite import Suite, check, check_options, needs
 from agentrt.testing.telemetry_batches import Source
 
 __all__ = ["TelemetryBackendTests"]
-
-Test = TypeVar("Test", bound=Callable[..., None])
 
 NAME = "tested"
 RUNS = 20
@@ -48,17 +46,7 @@ SHUTDOWN = 2.0
 """Seconds that a runtime is given to end in where the server fails."""
 
 
-def _needs(*hooks: str) -> Callable[[Test], Test]:
-    """A test for classes that have these methods of their own."""
-
-    def mark(test: Test) -> Test:
-        test.needs = hooks  # type: ignore[attr-defined]
-        return test
-
-    return mark
-
-
-class TelemetryBackendTests:
+class TelemetryBackendTests(Suite):
     """Subclass it and say how to `make` the backend. The more of the other methods there are, the more is tested; tests
     that lack theirs are left out.
 
@@ -68,7 +56,6 @@ class TelemetryBackendTests:
 
     secrets: ClassVar[Mapping[str, str]] = {}
     patience: ClassVar[float] = 10.0
-    _left_out: ClassVar[frozenset[str]] = frozenset()
 
     # --- what a plugin's author writes ------------------------------------------------------------------
 
@@ -88,57 +75,24 @@ class TelemetryBackendTests:
         """A block in which the server takes what it gets and never answers."""
         raise NotImplementedError
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        left_out = set(cls._left_out)
-        for name, test in vars(TelemetryBackendTests).items():
-            needed = getattr(test, "needs", ())
-            if not needed or name in vars(cls):
-                continue
-            if any(getattr(cls, hook) is getattr(TelemetryBackendTests, hook) for hook in needed):
-                left_out.add(name)
-                setattr(cls, name, None)
-            elif name in left_out:  # this class has what the one above it had not
-                left_out.discard(name)
-                setattr(cls, name, test)
-        cls._left_out = frozenset(left_out)
-
     # --- what it is -------------------------------------------------------------------------------------
 
     def test_its_options_can_be_read_from_a_table(self) -> None:
-        kind = type(self.make())
-        options = options_of(kind)
-        if kind.__init__ is object.__init__:
-            return  # it has none
-        for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
-            where = f"{kind.__name__}: the parameter {parameter.name!r}"
-            _check(
-                parameter.kind is parameter.KEYWORD_ONLY,
-                f"{where} must be keyword-only and of its own name: put `*` before the options",
-            )
-            _check(
-                parameter.annotation is not parameter.empty, f"{where} needs an annotation to be decoded by"
-            )
-            _check(
-                parameter.name in options or parameter.default is not parameter.empty,
-                f"{where}, {parameter.annotation!r}, cannot be written in a file: give it a default or another type",
-            )
+        check_options(type(self.make()))
 
     def test_what_it_says_of_itself_can_be_used(self) -> None:
         backend = self.make()
         signals = _signals(backend)
-        _check(bool(signals), "`signals` is empty: it would get nothing")
+        check(bool(signals), "`signals` is empty: it would get nothing")
         unknown = [signal for signal in signals if signal not in SIGNALS]
-        _check(not unknown, f"`signals` has {unknown}; there are {', '.join(SIGNALS)}")
-        _check(isinstance(getattr(backend, "delta", False), bool), "`delta` must be True or False")
+        check(not unknown, f"`signals` has {unknown}; there are {', '.join(SIGNALS)}")
+        check(isinstance(getattr(backend, "delta", False), bool), "`delta` must be True or False")
         for name in ("interval", "timeout"):
             value = getattr(backend, name, 1.0)
             fine = isinstance(value, int | float) and math.isfinite(value) and value > 0
-            _check(fine, f"`{name}` must be a number of seconds above 0, not {value!r}")
+            check(fine, f"`{name}` must be a number of seconds above 0, not {value!r}")
         size = getattr(backend, "batch_size", 1)
-        _check(
-            isinstance(size, int) and size > 0, f"`batch_size` must be a whole number from 1, not {size!r}"
-        )
+        check(isinstance(size, int) and size > 0, f"`batch_size` must be a whole number from 1, not {size!r}")
 
     # --- what it takes ----------------------------------------------------------------------------------
 
@@ -177,7 +131,7 @@ class TelemetryBackendTests:
             size = getattr(thread.backend, "batch_size", 512)
             _take(thread, source.full(size), f"a batch of {size} items")
 
-    @_needs("delivered")
+    @needs("delivered")
     def test_what_was_sent_arrives(self) -> None:
         with self._opened() as (thread, source):
             sent = source.usual()
@@ -191,7 +145,7 @@ class TelemetryBackendTests:
             batch = source.usual(attributes=batches.EVERY_TYPE).batch
             before = msgspec.msgpack.encode(batch)
             _take(thread, batch, "attributes of every type")
-            _check(
+            check(
                 msgspec.msgpack.encode(batch) == before,
                 "export changed the batch, which other backends get as well: change a copy",
             )
@@ -202,7 +156,7 @@ class TelemetryBackendTests:
             batch = source.usual().batch
             before = sys.getrefcount(batch)
             _take(thread, batch, "all its signals together")
-            _check(
+            check(
                 eventually(lambda: sys.getrefcount(batch) <= before, SLACK),
                 "the batch is still referred to after export: what is kept of every batch fills the memory",
             )
@@ -246,22 +200,22 @@ class TelemetryBackendTests:
 
     def test_a_runtime_delivers_everything(self) -> None:
         runs = self._run_agent(self.make(), budget=self.patience)
-        _check(not runs.report.lost, f"a runtime lost some: {runs.report}")
-        _check(runs.report.error is None, f"export raised in a runtime: {runs.report.error}")
+        check(not runs.report.lost, f"a runtime lost some: {runs.report}")
+        check(runs.report.error is None, f"export raised in a runtime: {runs.report.error}")
         runs.check_counts()
 
-    @_needs("delivered")
+    @needs("delivered")
     def test_what_a_run_did_arrives(self) -> None:
         self._find(self._run_agent(self.make(), budget=self.patience).marks)
 
     # --- when the server fails --------------------------------------------------------------------------
 
-    @_needs("failing")
+    @needs("failing")
     def test_a_failure_that_passes_is_raised_as_one(self) -> None:
         with self._opened() as (thread, source), self.failing():
             _failure(thread, source.usual().batch)
 
-    @_needs("failing", "delivered")
+    @needs("failing", "delivered")
     def test_what_failed_arrives_when_it_is_tried_again(self) -> None:
         with self._opened() as (thread, source):
             sent = source.usual()
@@ -270,7 +224,7 @@ class TelemetryBackendTests:
             _take(thread, sent.batch, "the second try, when the server was well again")
         self._find(sent.marks)
 
-    @_needs("failing")
+    @needs("failing")
     def test_it_leaves_nothing_behind_after_a_failure(self) -> None:
         def life() -> None:
             with self._opened() as (thread, source), self.failing():
@@ -278,13 +232,13 @@ class TelemetryBackendTests:
 
         leaves_nothing(life)
 
-    @_needs("failing")
+    @needs("failing")
     def test_a_run_does_not_notice_failures(self) -> None:
         with self.failing():
             runs = self._run_agent(self.make(), budget=SHUTDOWN)
         runs.check_failure()
 
-    @_needs("hanging")
+    @needs("hanging")
     def test_a_delivery_that_hangs_ends_in_time(self) -> None:
         backend = self.make()
         if inspect.iscoroutinefunction(backend.export):
@@ -300,7 +254,7 @@ class TelemetryBackendTests:
                 _failure(thread, self._source(backend).usual().batch)
             thread.aclose()
 
-    @_needs("hanging")
+    @needs("hanging")
     def test_a_server_that_hangs_does_not_hold_up_the_end(self) -> None:
         with self.hanging():
             runs = self._run_agent(self.make(), budget=SHUTDOWN)
@@ -326,7 +280,7 @@ class TelemetryBackendTests:
             finally:
                 thread.aclose()
             tasks = thread.tasks()
-            _check(not tasks, f"after aclose there are tasks left: {', '.join(tasks)}")
+            check(not tasks, f"after aclose there are tasks left: {', '.join(tasks)}")
 
     def _takes(self, attributes: Attributes, what: str) -> None:
         with self._opened() as (thread, source):
@@ -366,7 +320,7 @@ class TelemetryBackendTests:
             async with Runtime(config, backends=backends) as runtime:
                 for _ in range(RUNS):
                     answer = await runtime.run(agent, "hello")
-                    _check(answer.output == "hello", f"the run ended with {answer.output!r}")
+                    check(answer.output == "hello", f"the run ended with {answer.output!r}")
                 began = time.monotonic()
                 await runtime.telemetry.aclose(budget)
                 seconds = time.monotonic() - began
@@ -392,12 +346,12 @@ class _Runs(Struct, frozen=True):
                 continue
             lost = sum(count for (lost, _), count in self.report.lost.items() if lost == signal)
             told, there = self.report.delivered.get(signal, 0) + lost, self.offered.delivered[signal]
-            _check(told == there, f"there were {there} {signal}, and {told} are accounted for: {self.report}")
+            check(told == there, f"there were {there} {signal}, and {told} are accounted for: {self.report}")
 
     def check_failure(self) -> None:
         """Nothing arrived; the end was in time all the same, and everything is accounted for."""
-        _check(bool(self.report.lost), f"nothing was delivered, and it was not told: {self.report}")
-        _check(self.seconds < SHUTDOWN + SLACK, f"the runtime took {self.seconds:.1f} s to end")
+        check(bool(self.report.lost), f"nothing was delivered, and it was not told: {self.report}")
+        check(self.seconds < SHUTDOWN + SLACK, f"the runtime took {self.seconds:.1f} s to end")
         self.check_counts()
 
 
@@ -441,8 +395,3 @@ def _failure(thread: BackendThread, batch: Batch) -> Exception:
             "Raise an error of agentrt.errors from it, TransientError for what may work later"
         ) from error
     raise AssertionError("export returned, so that the batch counts as delivered, while the server failed")
-
-
-def _check(fine: bool, problem: str) -> None:
-    if not fine:
-        raise AssertionError(problem)
