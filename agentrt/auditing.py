@@ -78,21 +78,28 @@ class Auditing:
         """Open the log and what it feeds; what was recorded before is written now. Once; later calls do nothing."""
         if self.log.is_open:
             return
-        await self.log.open(self._host.secret, prepare=self._open_sinks)
+        try:
+            await self.log.open(self._host.secret, prepare=self._open_sinks)
+        except BaseException:
+            await self._close_sinks()
+            raise
 
     async def _open_sinks(self) -> None:
         for name, sink in self._sinks:
             await open_plugin(GROUP, name, sink, self._host)
             self._opened.append(sink)
 
+    async def _close_sinks(self) -> None:
+        opened, self._opened = self._opened, []
+        for sink in reversed(opened):
+            await close_plugin(sink)
+
     async def aclose(self, seconds: float) -> None:
         """Write everything, and close the log and what it feeds, within `seconds`."""
-        opened, self._opened = self._opened, []
         try:
             await self.log.aclose(0.9 * seconds)
         finally:
-            for sink in reversed(opened):
-                await close_plugin(sink)
+            await self._close_sinks()
 
     # --- calls and runs ------------------------------------------------------------------------------------
 
@@ -146,7 +153,7 @@ def _who(run: Any) -> Who:
     session, parent = getattr(run, "session", None), getattr(run, "parent", None)
     return Who(
         actor=getattr(run, "agent_name", None),
-        session=None if session is None else session.id,
+        session=None if session is None else str(session.id),
         run=run.id,
         parent=None if parent is None else parent.id,
         trace=_trace(run),

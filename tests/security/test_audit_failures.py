@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import pytest
 
 from agentrt.errors import ConfigError
 from agentrt.security.audit import AuditLog, AuditUnavailable
+from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.segments import segments
 from security.audits import KEY, checked, items, records, written
 
@@ -217,6 +219,60 @@ async def test_a_log_that_is_moved_away_is_begun_anew_and_this_shows(
     assert "records 1 to" in checked(path, None).problems[0].message
     (tmp_path / "moved").rename(tmp_path / "audit.jsonl.000001")
     assert checked(path, None).ok, "what was moved away is all there"
+
+
+@pytest.mark.asyncio
+async def test_a_disk_that_hangs_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentrt.security.audit.log.WAIT_SECONDS", 0.1)
+    go, path = threading.Event(), tmp_path / "audit.jsonl"
+    real = LogFile.append
+
+    def hang(self: LogFile, data: bytes) -> None:
+        go.wait(5)
+        real(self, data)
+
+    monkeypatch.setattr(LogFile, "append", hang)
+    async with AuditLog(path, strict=True) as log:
+        with pytest.raises(AuditUnavailable, match=r"did not take it in 0\.1 s") as caught:
+            await log.durable_intent("x", "y")
+        assert caught.value.executed is False
+        go.set()
+    intent, outcome = records(path)
+    assert (outcome["intent"], outcome["decision"]) == (intent["seq"], "denied"), (
+        "it shows that nothing was done"
+    )
+
+
+@pytest.mark.asyncio
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_nobody_waits_for_a_thread_that_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl", strict=True)
+    await log.open()
+    monkeypatch.setattr(LogFile, "append", lambda self, data: 1 / 0)
+    with pytest.raises(AuditUnavailable):
+        await log.durable_intent("x", "y")
+    with pytest.raises(AuditUnavailable, match="its thread failed: ZeroDivisionError"):
+        await log.durable_intent("x", "y")
+    with pytest.raises(AuditUnavailable, match="the end of the audit log is not in it"):
+        await log.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_full_file_whose_next_name_is_taken_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, strict=True, rotation=2000) as log:
+        (tmp_path / "audit.jsonl.000001").write_text("mine")
+        with pytest.raises(AuditUnavailable, match=r"000001 exists already: move it away"):
+            await _fill(log)
+        (tmp_path / "audit.jsonl.000001").unlink()
+        (await log.durable_intent("x", "after")).ended()
+    report = checked(path, None)
+    assert report.ok, report.problems
+    assert report.files == 2
 
 
 @pytest.mark.asyncio

@@ -290,6 +290,23 @@ def test_options_are_checked(tmp_path: Path, options: dict[str, Any], message: s
 
 
 @pytest.mark.asyncio
+async def test_what_is_no_text_is_refused_where_it_is_given(tmp_path: Path) -> None:
+    strange: Any = 5
+    async with AuditLog(tmp_path / "a") as log:
+        with pytest.raises(ConfigError, match="action must be a name, not 5"):
+            log.intent(strange, "y")
+        with pytest.raises(ConfigError, match="resource must be text, not 5"):
+            log.intent("x", strange)
+        with (
+            pytest.raises(ConfigError, match="on_behalf_of must be a name, not 5"),
+            acting(on_behalf_of=strange),
+        ):
+            pass
+        log.note("x", "y", details={strange: strange})
+    assert records(tmp_path / "a")[0]["details"] == {"5": "5"}
+
+
+@pytest.mark.asyncio
 async def test_keys_come_from_files_and_references(tmp_path: Path) -> None:
     (tmp_path / "signing").write_text(KEY)
 

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 
 from msgspec import Struct
 
+from agentrt import options
+
 __all__ = ["Behind", "acting", "behind"]
 
 
@@ -26,6 +28,9 @@ _BEHIND: ContextVar[Behind] = ContextVar("agentrt_audit_behind", default=_NOBODY
 def acting(*, actor: str | None = None, on_behalf_of: str | None = None) -> Generator[None]:
     """Audit records of what happens in the block name this `actor` (default: the agent's name) and whom it acts
     `on_behalf_of`: `with acting(on_behalf_of="user:42"): await rt.run(agent, message)`."""
+    for name, value in (("actor", actor), ("on_behalf_of", on_behalf_of)):
+        if value is not None:
+            options.text(name, value)
     outer = _BEHIND.get()
     token = _BEHIND.set(
         Behind(

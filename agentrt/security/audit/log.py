@@ -40,6 +40,9 @@ REDACTED = 4096
 MIN_KEY = 16
 """Bytes: a shorter key can be guessed."""
 
+WAIT_SECONDS = 10.0
+"""So long a disk that hangs is waited for; then the operation is refused."""
+
 _OPENING: ContextVar[bool] = ContextVar("agentrt_audit_opening", default=False)
 """What opens the log reads its keys, and must not wait for the log to record that."""
 
@@ -84,7 +87,7 @@ class Operation:
             error=None if error is None else type(error).__name__,
             message=self._log.message(error),
             duration=round(time.monotonic() - self._started if duration is None else duration, 6),
-            details=None if details is None else dict(details),
+            details=_texts(details),
         )
         self._log.put(Ticket(record, intent=self._ticket))
 
@@ -289,11 +292,19 @@ class AuditLog:
         ticket.told = partial(_tell_loop, loop, on_disk)
         self.put(ticket, refusable=True)
         operation = Operation(self, ticket, time.monotonic())
+        late = AuditUnavailable(
+            f"not begun, because it could not be recorded: the audit log {self.path} did not take it in "
+            f"{WAIT_SECONDS:g} s"
+        )
+        timer = loop.call_later(WAIT_SECONDS, _settle, on_disk, late)
         try:
             await on_disk
-        except asyncio.CancelledError as error:
-            operation.ended(error)  # it may be on the disk already
+        except BaseException as error:
+            if error is late or isinstance(error, asyncio.CancelledError):
+                operation.ended(error)  # the intent may be on the disk all the same
             raise
+        finally:
+            timer.cancel()
         return operation
 
     def note(
@@ -350,6 +361,9 @@ class AuditLog:
         arguments: Any,
         details: Mapping[str, str] | None,
     ) -> Ticket:
+        options.text("action", action)
+        if not isinstance(resource, str):
+            raise ConfigError(f"resource must be text, not {resource!r}")
         acts = behind()
         record = Record(
             time=now(),
@@ -363,7 +377,7 @@ class AuditLog:
             run=who.run,
             parent=who.parent,
             decision="allowed",
-            details=None if details is None else dict(details),
+            details=_texts(details),
         )
         hashed: bytes | None = None
         if arguments is not NOTHING:
@@ -402,6 +416,10 @@ def judged(error: BaseException | None) -> tuple[Outcome, Decision]:
     # Others that refuse (a provider of secrets, the boundary of files) say so in their names.
     denied = any(kind.__name__.endswith("Denied") for kind in type(error).__mro__)
     return "failed", "denied" if denied else "allowed"
+
+
+def _texts(details: Mapping[str, str] | None) -> dict[str, str] | None:
+    return None if details is None else {str(name): str(value) for name, value in details.items()}
 
 
 def _policy(on_failure: str | None, *, strict: bool) -> Literal["refuse", "warn"]:

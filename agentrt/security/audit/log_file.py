@@ -209,10 +209,13 @@ class LogFile:
         return self.rotation is not None and self._size >= self.rotation
 
     def rotate(self) -> None:
-        """Give the full file its number and begin another. Raises OSError, and the log stays as it is."""
+        """Give the full file its number and begin another. Raises OSError or AuditUnavailable, and the log stays as it
+        is."""
         full = numbered(self.path, self.number)
         if full.exists():
-            raise OSError(errno.EEXIST, f"{full} exists already: move it away")
+            raise AuditUnavailable(
+                f"the audit log {self.path} is full, but {full} exists already: move it away"
+            )
         fresh = -1
         os.rename(self.path, full)
         try:

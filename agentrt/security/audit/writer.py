@@ -77,7 +77,7 @@ class Writer:
         self._queue: deque[Ticket] = deque()
         self._thread: threading.Thread | None = None
         self._urgent = False
-        self._closing = False
+        self._closing = self._is_dead = False
         self._since: str | None = None
         self._lost = self._refused = 0
         self._told_of_failure = False
@@ -110,7 +110,7 @@ class Writer:
     def put(self, ticket: Ticket, *, refusable: bool = False) -> None:
         """Queue a ticket. Raises AuditUnavailable for a `refusable` one if the log cannot take it and refuses then."""
         with self._changed:
-            full = len(self._queue) >= self.policy.queue
+            full = len(self._queue) >= self.policy.queue or self._is_dead
             failing = self.failure is not None and ticket.told is None
             if refusable and self.policy.on_failure == "refuse" and (full or failing):
                 self._refuse()
@@ -132,8 +132,8 @@ class Writer:
         self._fails(why)
 
     def close(self, seconds: float) -> None:
-        """Write what is queued, the end and a last checkpoint, within `seconds`. Raises AuditUnavailable if records
-        were left."""
+        """Write what is queued, the end and a last checkpoint, within `seconds`. Raises AuditUnavailable if anything
+        of it could not be written."""
         thread = self._thread
         if thread is None:
             return
@@ -145,11 +145,12 @@ class Writer:
             raise AuditUnavailable(f"the audit log {self.file.path} could not be closed in {seconds:.3g} s")
         self._thread = None
         left, self._queue = len(self._queue) + self._lost, deque()
+        self.statistics.lost += left - self._lost
         if left:
-            self.statistics.lost += left - self._lost
-            raise AuditUnavailable(
-                f"{left:,} audit records were lost: {self.failure or 'they could not be written'}"
-            )
+            why = self.failure or "they could not be written"
+            raise AuditUnavailable(f"{left:,} audit records were lost: {why}")
+        if self.failure is not None:
+            raise AuditUnavailable(f"the end of the audit log is not in it: {self.failure}")
 
     def after_fork(self) -> None:
         """In a forked child: its thread is gone, and the file and its lock are the parent's."""
@@ -163,16 +164,16 @@ class Writer:
     # --- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        group: list[Ticket] | None = None
         try:
-            while True:
-                group = self._next_group()
-                if group is None:
-                    break
+            while (group := self._next_group()) is not None:
                 self._commit(group)
             self._finish()
         except BaseException as error:
             # Nothing may fail here but by a mistake of ours; then nobody must wait for ever.
-            self._fails(f"the audit log {self.file.path}: its thread failed: {type(error).__name__}: {error}")
+            self._is_dead = True
+            self._queue.extendleft(reversed(group or []))
+            self._fails(f"the audit log {self.file.path}: its thread failed: {type(error).__name__}")
             raise
         finally:
             self._abandon()
