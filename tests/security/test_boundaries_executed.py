@@ -22,12 +22,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers.postgres import Database
 
+from agentrt.security.file_errors import FileError
+from agentrt.security.file_roots import Resolution
+from agentrt.security.files import FileAccess
 from agentrt.security.sanitize import UnsafeInput, Use, sanitize_input
 from agentrt.security.shell import argv, shell_quote
 from agentrt.security.sql import sql_identifier
 from security.payloads import HARMLESS, NAUGHTY, path_payloads, shell_payloads, sql_payloads
 
 PEOPLE = ((1, "Ada"), (2, "O'Brien"), (3, "Grace"))
+RESOLUTIONS: tuple[Resolution, ...] = ("auto", "walk")
 ECHO = "import json, sys; print(json.dumps(sys.argv[1:]))"
 
 
@@ -363,6 +367,29 @@ def test_the_same_paths_unchecked_or_stripped_read_what_is_outside(root: Path) -
                 leaked[way] += (root / used).read_text() == "hush"
     assert leaked["unchecked"] >= 25
     assert leaked["stripped"] >= 25
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_file_access_reads_nothing_outside_of_the_root_by_any_of_the_paths(
+    root: Path, resolution: Resolution
+) -> None:
+    with FileAccess(root, "read", resolution=resolution) as files:
+        for path in path_payloads(root.parent / "secret"):
+            with pytest.raises(FileError):
+                files.read_bytes(path)
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_file_access_writes_and_reads_by_what_passes_below_the_root(
+    root: Path, resolution: Resolution
+) -> None:
+    before = outside(root)
+    with FileAccess(root, "write", resolution=resolution) as files:
+        for path in passing(HARMLESS, "path"):
+            files.write(path, path, parents=True)
+            assert files.read_text(path) == path
+    assert {path.partition("/")[0] for path in HARMLESS} | {"a"} == set(os.listdir(root))
+    assert outside(root) == before
 
 
 # ----------------------------------------------------------------------------------------- the sketch's defects
