@@ -139,7 +139,7 @@ class Auditing:
         self.log.note("secret.reveal", name, _who(RUN.get()))
 
     def file_accessed(self, operation: str, root: str, path: str, allowed: bool, reason: str, /) -> None:
-        """For `FileAccess(on_access=...)`: a file was asked for."""
+        """A file was asked for. `FileAccess` tells this by itself to the run that it is used in."""
         details = {name: said for name, said in (("root", root), ("reason", reason)) if said}
         self.log.note(f"file.{operation}", path, _who(RUN.get()), denied=not allowed, details=details or None)
 

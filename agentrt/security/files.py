@@ -23,6 +23,7 @@ from typing import BinaryIO, Literal, Self, TypeVar
 from msgspec import Struct
 
 from agentrt import options
+from agentrt.call import RUN
 from agentrt.errors import ConfigError
 from agentrt.security import file_writing
 from agentrt.security.file_errors import AccessDenied, Blocked, FileError, FileMissing, NotText, shown, told
@@ -50,7 +51,8 @@ Path = str | os.PathLike[str]
 Data = bytes | bytearray | memoryview | str
 
 OnAccess = Callable[[str, str, str, bool, str], object]
-"""`on_access(operation, root, path, allowed, reason)`, called in the thread that does the work."""
+"""`on_access(operation, root, path, allowed, reason)`, called in the thread that does the work. The audit log of the
+run that asks is told by itself."""
 
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 """A FIFO must not hang us, nor a terminal become ours, before we see what was opened."""
@@ -302,9 +304,14 @@ class FileAccess:
         )
 
     def _tell(self, asked: _Asked, blocked: Blocked | None = None) -> None:
+        audit = getattr(RUN.get(), "audit", None)  # of the run that this is part of, if it has one
+        if self._on_access is None and audit is None:
+            return
+        root = "" if asked.root is None else asked.root.name
+        reason = "" if blocked is None else f"{blocked.rule}: {blocked.why}"
+        if audit is not None:
+            audit.file_accessed(asked.operation, root, asked.path, blocked is None, reason)
         if self._on_access is not None:
-            root = "" if asked.root is None else asked.root.name
-            reason = "" if blocked is None else f"{blocked.rule}: {blocked.why}"
             self._on_access(asked.operation, root, asked.path, blocked is None, reason)
 
     def _check_mode(self) -> None:

@@ -17,10 +17,12 @@ from runtime.doubles import FakeModel, wants
 from agentrt import Agent, Runtime, tool
 from agentrt.config import Config
 from agentrt.errors import BudgetExceeded, ConfigError, RunLimitExceeded
+from agentrt.file_tools import file_tools
 from agentrt.limits import Limits
 from agentrt.order import ORDER
 from agentrt.security.audit import AuditUnavailable, acting
 from agentrt.security.audit.verify import verify
+from agentrt.security.files import AccessDenied, FileAccess
 from security.audits import KEY, checked, items, records
 
 SECRET = "hunter2-correct-horse-battery"
@@ -359,18 +361,25 @@ async def test_reading_and_revealing_a_secret(
 
 
 @pytest.mark.asyncio
-async def test_file_access(path: Path) -> None:
+async def test_file_access(path: Path, tmp_path: Path) -> None:
+    """Of tools in their threads, and of the agent's own code."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("x")
+    files = FileAccess({"docs": tmp_path / "docs"}, "read")
+    read_file = next(tool for tool in file_tools(files) if tool.name == "read_file")
+
     async def agent(message: str, ctx: Any) -> None:
-        ctx.audit.file_accessed("read", "docs", "a.txt", True, "")
-        ctx.audit.file_accessed("write", "docs", "../b.txt", False, "outside: it leads out of the root")
+        assert "x" in await ctx.tool(read_file, path="docs/a.txt")
+        with pytest.raises(AccessDenied):
+            await files.aio.write("docs/../../b.txt", "y")
 
     async with runtime(path) as rt:
-        await rt.run(agent, "hi")
+        result = await rt.run(agent, "hi")
     [read] = records(path, action="file.read")
     [write] = records(path, action="file.write")
     assert (read["decision"], read["actor"], read["details"]) == ("allowed", "agent", {"root": "docs"})
-    assert (write["decision"], write["resource"]) == ("denied", "../b.txt")
-    assert write["details"]["reason"] == "outside: it leads out of the root"
+    assert (write["decision"], write["run"]) == ("denied", result.run_id)
+    assert write["details"]["reason"]
 
 
 @pytest.mark.asyncio
