@@ -175,10 +175,10 @@ class RateLimiter:
     # --- inside ----------------------------------------------------------------------------------------
 
     async def _hit(self, key: str, limit: int, window: float, cost: int, max_wait: float) -> Turn:
-        if type(limit) is not int or type(window) is not float or not (0 < limit <= MAX_LIMIT):
+        if type(limit) is not int or type(window) not in (int, float):
             check_limit(limit, window)
-        elif not MIN_WINDOW <= window < math.inf:
-            _window(window)
+        elif not (0 < limit <= MAX_LIMIT and MIN_WINDOW <= window < math.inf):
+            check_limit(limit, window)
         if cost != 1:
             options.count("cost", cost)
         if cost > limit:

@@ -137,10 +137,7 @@ class RedisLimits:
         now = asyncio.get_running_loop().time
         if self._failed_at is not None and now() < self._ask_again:
             return None
-        try:
-            async with asyncio.timeout(self._queue_timeout):
-                await self._permits.acquire()
-        except TimeoutError:
+        if not await self._has_permit():
             self._failed(f"all {self._limit} connections are busy for {self._queue_timeout:g} s")
             return None
         try:
@@ -161,6 +158,16 @@ class RedisLimits:
             self._permits.release()
         self._answered()
         return answer
+
+    async def _has_permit(self) -> bool:
+        """Wait for one of the connections; False if none came free in time."""
+        if not self._permits.locked():
+            return await self._permits.acquire()
+        try:
+            async with asyncio.timeout(self._queue_timeout):
+                return await self._permits.acquire()
+        except TimeoutError:
+            return False
 
     def _failed(self, why: str) -> None:
         now = asyncio.get_running_loop().time()
