@@ -67,6 +67,15 @@ async def test_a_secret_id_may_stand_in_a_file_that_is_read_at_each_login(
         assert data_of(await vault.get(ref(name))) == {"value": "for-who-may"}
 
 
+async def test_a_role_may_want_no_secret_id(openbao: OpenBao, name: str, policy: str) -> None:
+    bound = {"bind_secret_id": False, "secret_id_bound_cidrs": ["127.0.0.1/32"]}
+    mount = openbao.mount("approle", auth=True)
+    openbao.do("POST", f"auth/{mount}/role/app", {**bound, "token_policies": policy})
+    role_id = openbao.do("GET", f"auth/{mount}/role/app/role-id")["data"]["role_id"]
+    async with opened(openbao, approle=AppRole(role_id=role_id, mount=mount)) as vault:
+        assert data_of(await vault.get(ref(name))) == {"value": "for-who-may"}
+
+
 async def test_a_login_that_is_refused_is_denied_and_shows_nothing(openbao: OpenBao, name: str) -> None:
     mount, role_id, _ = approle(openbao)
     wrong = "0aaaaaaa-wrong-secret-id"
@@ -150,6 +159,21 @@ async def test_a_wrapping_token_that_was_used_before_says_that_somebody_did(
         with pytest.raises(SecretDenied, match=r"has expired or was used before\. If none of your") as denied:
             await vault.get(ref(name))
     assert wrapping not in str(denied.value)
+
+
+async def test_a_wrapped_secret_id_of_another_mount_is_not_used(
+    openbao: OpenBao, name: str, tmp_path: Path
+) -> None:
+    mount, role_id, _ = approle(openbao)
+    other, _, _ = approle(openbao)
+    file = tmp_path / "wrapped"
+    file.write_text(_wrapped(openbao, other))
+    settings = AppRole(role_id=role_id, secret_id_file=str(file), wrapped=True, mount=mount)
+    async with opened(openbao, approle=settings) as vault:
+        with pytest.raises(
+            SecretDenied, match=f"auth/{other}/role/app/secret-id', not by a secret-id of auth/{mount}:"
+        ):
+            await vault.get(ref(name))
 
 
 async def test_a_wrapping_token_that_was_exchanged_is_not_used(

@@ -25,7 +25,8 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 LAST_PART = 1 / 3
 """A token is renewed, or replaced by a login, when no more than this part of its time is left."""
 
-SECRET_ID_PATH = re.compile(r"auth/(?P<mount>.+)/role/[^/]+/(custom-)?secret-id")
+SECRET_ID_PATH = re.compile(r"(?:.*?/)?auth/(?P<mount>.+)/role/[^/]+/(?:custom-)?secret-id")
+"""Where a wrapped secret_id was made; before it a server may put the namespace."""
 
 
 # --- options ---------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ class AppRoleLogin:
             # Whoever stole the secret_id could have put another token in its place: see where this one was made.
             path = str(looked.data().get("creation_path"))
             made = SECRET_ID_PATH.fullmatch(path)
-            if made is None or not f"/{made['mount']}".endswith(f"/{self._settings.mount}"):
+            if made is None or made["mount"] != self._settings.mount:
                 raise SecretDenied(
                     f"vault at {vault.host}: the wrapping token was made by {path[:200]!r}, not by a secret-id of "
                     f"auth/{self._settings.mount}: somebody exchanged it. It was not used"
