@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import msgspec
+
 from agentrt import events
 from agentrt.cli.terminal import Terminal
 from agentrt.execution import RunResult
@@ -99,7 +101,10 @@ class Text:
 
 
 class Lines:
-    """Every event as one line of JSON. A run that fails before it starts ends in a run_failed as well."""
+    """Every event as one line of JSON. A run that fails before it starts ends in a run_failed as well.
+
+    Secrets are taken out of what is told on the way (arguments, errors), but not out of the answer: that is the result.
+    """
 
     deltas = True
 
@@ -112,7 +117,12 @@ class Lines:
         if self._run is None:
             self._run = event.run
         self._is_over = isinstance(event, events.RunFinished | events.RunFailed) and event.run == self._run
-        self._terminal.line(events.encode(event).decode())
+        redactor = self._terminal.redactor
+        if redactor is not None and not isinstance(event, events.TextDelta | events.RunFinished):
+            told = redactor.value(msgspec.json.decode(events.encode(event)))
+            self._terminal.line(msgspec.json.encode(told).decode())
+        else:
+            self._terminal.line(events.encode(event).decode())
 
     def result(self, result: RunResult) -> None:
         pass
@@ -155,8 +165,6 @@ def _is_same(shown: str, result: RunResult) -> bool:
 
 
 def _as_json(text: str) -> Any:
-    import msgspec
-
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:

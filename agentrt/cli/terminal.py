@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from agentrt.errors import AgentrtError
+
+if TYPE_CHECKING:
+    from agentrt.telemetry.redaction import Redactor
 
 __all__ = ["OutputClosed", "OutputFailed", "Style", "Terminal"]
 
@@ -37,9 +40,13 @@ class OutputFailed(AgentrtError):
 
 
 class Terminal:
-    """The standard streams of this process, looked up when they are used."""
+    """The standard streams of this process, looked up when they are used.
+
+    `redactor`: takes secrets out of what goes to stderr. The result on stdout is the user's, whatever it holds.
+    """
 
     def __init__(self) -> None:
+        self.redactor: Redactor | None = None
         self._at_line_start = True
 
     # --- the result ------------------------------------------------------------------------------------
@@ -104,7 +111,7 @@ class Terminal:
         try:
             if not self._at_line_start and _are_one_place(sys.stdout, err):
                 self.write("\n")
-            err.write(text)
+            err.write(text if self.redactor is None else self.redactor.text(text))
             err.flush()
         except (OSError, ValueError, OutputClosed, OutputFailed):
             pass

@@ -236,6 +236,7 @@ class Turns:
         if self._runtime is None:
             backends = () if self._trace is None else self._trace.backends
             runtime = make_runtime(self._project, backends=backends)
+            self._terminal.redactor = runtime.telemetry.redactor
             await runtime.__aenter__()
             self._runtime = runtime
         if self._hosted is None:
