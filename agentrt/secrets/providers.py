@@ -20,6 +20,14 @@ T = TypeVar("T")
 
 GROUP = "agentrt.secrets"
 
+OPEN_SECONDS = 15.0
+"""How long a provider may take to open: as long as a call of kind "secret"."""
+
+_OPENING: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "agentrt_secrets_opening", default=()
+)
+"""The providers that are being opened, each for a secret that the one before needs in order to open."""
+
 _log = logging.getLogger("agentrt.secrets")
 
 
@@ -62,6 +70,12 @@ class Providers:
     async def provider(self, name: str) -> SecretsProvider:
         """The provider of this name, opened. Several who ask at once open it once; cancelling one leaves the others."""
         task = self._opening.get(name)
+        if name in _OPENING.get() and (task is None or not task.done()):
+            chain = " -> ".join((*_OPENING.get(), name))
+            raise ConfigError(
+                f"the secrets provider {name!r} needs a secret of its own in order to open ({chain}): take the secret "
+                "by which it logs in from another provider"
+            )
         if task is None:
             if self._closed:
                 raise SecretUnavailable(f"the secrets provider {name!r} is not asked any more: it is closed")
@@ -148,12 +162,20 @@ class Providers:
 
     async def _opened(self, name: str) -> SecretsProvider:
         provider = self._make(name)
-        if self._host is not None:
-            try:
+        if self._host is None:
+            return provider
+        _OPENING.set((*_OPENING.get(), name))  # in this task and those that it starts
+        limit = asyncio.timeout(OPEN_SECONDS)
+        try:
+            async with limit:
                 await open_plugin(GROUP, name, provider, self._host)
-            except BaseException:
-                await _close_half_opened(name, provider)
-                raise
+        except BaseException as error:
+            await _close_half_opened(name, provider)
+            if limit.expired() and isinstance(error, TimeoutError):
+                raise SecretUnavailable(
+                    f"the secrets provider {name!r} was not opened within {OPEN_SECONDS:g} s"
+                ) from error
+            raise
         return provider
 
     def _forget_failed(self, name: str, task: asyncio.Task[SecretsProvider]) -> None:

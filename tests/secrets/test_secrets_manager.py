@@ -266,3 +266,111 @@ async def test_only_so_many_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     for name in "abcba":
         await secrets.get(name)
     assert [ref.name for ref in provider.asked] == ["a", "b", "c", "a"]
+
+
+# --- opening ---------------------------------------------------------------------------------------------
+
+
+class Needs:
+    """A provider that opens with a secret of another one."""
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+        self.key = ""
+        self.closed = 0
+
+    async def open(self, host: Any) -> None:
+        self.key = await host.secret(self.reference)
+
+    async def get(self, ref: SecretRef, /) -> str:
+        return f"{ref.name} by {self.key}"
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+class Host:
+    """Resolves references with the manager that it is given to."""
+
+    secrets: SecretsManager
+
+    async def secret(self, reference: str, /) -> str:
+        return (await self.secrets.get(reference)).reveal()
+
+
+def chained(**providers: Any) -> SecretsManager:
+    host: Any = Host()
+    host.secrets = SecretsManager(providers, Invocations(), host=host)
+    secrets: SecretsManager = host.secrets
+    return secrets
+
+
+async def test_a_provider_may_open_with_a_secret_of_another_one() -> None:
+    secrets = chained(env=Provider(), vault=Needs("secret://env/a"), far=Needs("secret://vault/b"))
+    assert await value(secrets, "secret://far/c") == "c by b by value-a"
+    await secrets.aclose()
+
+
+@pytest.mark.parametrize(
+    ("providers", "chain"),
+    [
+        ({"vault": Needs("secret://vault/a")}, "vault -> vault"),
+        ({"vault": Needs("secret://other/a"), "other": Needs("secret://vault/b")}, "vault -> other -> vault"),
+    ],
+)
+async def test_a_provider_that_needs_itself_to_open_is_a_mistake_that_is_told(
+    providers: dict[str, Needs], chain: str
+) -> None:
+    secrets = chained(**providers)
+    with pytest.raises(ConfigError, match=rf"'vault' needs a secret of its own in order to open \({chain}\)"):
+        await secrets.get("secret://vault/x")
+    assert all(provider.closed for provider in providers.values())  # what was half open
+    await secrets.aclose()
+
+
+async def test_providers_that_wait_for_each_other_do_not_wait_for_ever() -> None:
+    one, other = Needs("secret://other/a"), Needs("secret://one/b")
+    secrets = chained(one=one, other=other)
+    found = await asyncio.gather(
+        secrets.get("secret://one/x"), secrets.get("secret://other/y"), return_exceptions=True
+    )
+    assert all(isinstance(error, ConfigError | SecretUnavailable) for error in found)
+    await secrets.aclose()
+
+
+async def test_a_provider_that_does_not_open_in_time_is_unavailable_and_tried_again() -> None:
+    provider = Provider(delay=3600.0)
+    secrets = SecretsManager({"env": provider}, Invocations(), host=Host())  # type: ignore[arg-type]
+    with pytest.raises(SecretUnavailable, match=r"^the secrets provider 'env' was not opened within 15 s$"):
+        await secrets.get("a")
+    assert provider.closed == 1
+    provider.delay = 0.0
+    assert await value(secrets, "a") == "value-a"
+    await secrets.aclose()
+
+
+async def test_a_provider_that_is_being_opened_when_the_manager_closes_is_let_go() -> None:
+    provider = Provider(delay=5.0)
+    secrets = SecretsManager({"env": provider}, Invocations(), host=Host())  # type: ignore[arg-type]
+    reader = asyncio.create_task(secrets.get("a"))
+    await advance(1.0)
+    await secrets.aclose()
+    with pytest.raises(SecretUnavailable):
+        await reader
+    assert provider.closed == 1
+
+
+async def test_listing_waits_for_the_provider_to_open_and_may_be_cancelled() -> None:
+    class Lists(Provider):
+        async def list(self, prefix: str = "", /) -> list[str]:
+            return ["a"]
+
+    provider = Lists(delay=5.0)
+    secrets = SecretsManager({"env": provider}, Invocations(), host=Host())  # type: ignore[arg-type]
+    first, second = (asyncio.create_task(secrets.list()) for _ in range(2))
+    await advance(1.0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await second == ["a"]
+    await secrets.aclose()
