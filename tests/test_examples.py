@@ -100,6 +100,15 @@ def test_file_agent() -> None:
     assert out == "- [ ] buy apples\n- [ ] call Ada\n"
 
 
+def test_audit() -> None:
+    assert run(example("audit.py")).splitlines() == [
+        "Done.",
+        "as it was written: True - the order in clear: False",
+        "after an edit: False - edited",
+        "cut off: False - truncated",
+    ]
+
+
 def test_encryption() -> None:
     assert run(example("encryption.py")).splitlines() == [
         "Ada likes red wine",
