@@ -296,6 +296,11 @@ async def test_a_server_that_forgot_the_script_is_given_it_again(
     assert not await limiter.check_rate_limit("a", 2, 60)
 
 
+async def test_a_socket_will_do(valkey: Valkey) -> None:
+    async with RateLimiter(RedisLimits(url=f"unix://{valkey.socket_path}", on_failure="closed")) as limiter:
+        assert await limiter.check_rate_limit("a", 1, 60) == Decision(True, 0, 0.0)
+
+
 # --- configuration -------------------------------------------------------------------------------------
 
 

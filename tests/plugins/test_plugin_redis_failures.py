@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import logging
 import os
+import re
 import signal
 import ssl
 import time
@@ -350,6 +351,27 @@ async def test_a_wrong_password_is_told_without_being_shown(caplog: pytest.LogCa
             assert (await limiter.check_rate_limit("a", 5, 60)).degraded
     assert "AuthenticationError: invalid username-password pair" in told(caplog)[0]
     assert "wrong-word" not in caplog.text
+
+
+async def test_a_user_with_no_more_rights_than_the_readme_names_will_do(mortal_valkey: Valkey) -> None:
+    readme = Path(__file__).parents[2] / "plugins" / "agentrt-redis" / "README.md"
+    (rights,) = re.findall(r"`~PREFIX\*` and `([^`]*)`", readme.read_text())
+    command = f"ACL SETUSER limiter on >some-word resetkeys ~mine:* -@all {rights}"
+    assert await asyncio.to_thread(mortal_valkey.ask, command) == b"+OK\r\n"
+    host = PlainHost({"secret://redis": "some-word"})
+    options = {"username": "limiter", "password": "secret://redis", "prefix": "mine:", "on_failure": "closed"}
+    async with limiter_on(mortal_valkey.url, host=host, **options) as limiter:
+        assert await limiter.acquire("a", 2, 0.1, cost=2, max_wait=0)
+        assert await limiter.acquire("a", 2, 0.1, max_wait=1)
+        assert await limiter.acquire("a", 2, 60, cost=2, max_wait=0)
+        waiting = asyncio.create_task(limiter.acquire("a", 2, 60, cost=2, max_wait=99))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await asyncio.sleep(0.1)
+        assert (await limiter.check_rate_limit("a", 2, 60)).retry_after < 60.0
+        await limiter.reset("a", 60)
+        assert await limiter.check_rate_limit("a", 2, 60) == Decision(True, 1, 0.0)
 
 
 async def test_the_whole_url_may_be_a_secret(caplog: pytest.LogCaptureFixture) -> None:

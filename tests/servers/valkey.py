@@ -32,10 +32,15 @@ class Valkey(Program):
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def socket_path(self) -> Path:
+        """Where it listens besides."""
+        return self._folder / "work" / "socket"
+
     def argv(self, folder: Path) -> Sequence[str | Path]:
         line = f"--port {self.port} --bind 127.0.0.1 --dir {folder} --appendonly no --daemonize no"
         secret = [] if self.password is None else ["--requirepass", self.password]
-        return [_program(), *line.split(), "--save", "", *secret]
+        return [_program(), *line.split(), "--unixsocket", self.socket_path, "--save", "", *secret]
 
     def ready(self) -> bool:
         return self.ask("PING") == b"+PONG\r\n"
