@@ -2,8 +2,9 @@
 
     GREETING_TOKEN=abc agentrt run examples/secrets.py:Guarded "hello"
 
-`secret://env/NAME` asks the environment; other providers are plugins. The value is fetched through the pipeline, like
-any other call, and a `Secret` does not show it in a repr or a log.
+`secret://env/NAME` asks the environment, `secret://file/NAME` a directory such as /run/secrets; others are plugins. The
+value is fetched through the pipeline, like any other call, kept for a while and followed when it is rotated. A
+`Secret` does not show it in a repr, a log or a traceback.
 """
 
 from agentrt import Context
