@@ -5,6 +5,7 @@ The last tests show the two other layers, as docs/boundaries.md describes them, 
 
 from __future__ import annotations
 
+import functools
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -128,9 +129,7 @@ _PARTS = [
     ),
 ]
 nested = st.builds(
-    lambda part, places: __import__("functools").reduce(
-        lambda sql, place: place.replace("{}", sql), places, part
-    ),
+    lambda part, places: functools.reduce(lambda sql, place: place.replace("{}", sql), places, part),
     st.sampled_from(_PARTS),
     st.lists(st.sampled_from(_PLACES), min_size=1, max_size=3),
 )
