@@ -34,6 +34,7 @@ from agentrt.session import Session
 if TYPE_CHECKING:
     from agentrt.auditing import Auditing
     from agentrt.pipeline import Pipeline
+    from agentrt.security.rate_limits import RateLimiter
     from agentrt.stream import Stream
     from agentrt.telemetry.facade import RuntimeTelemetry
     from agentrt.telemetry.no_span import ActiveSpan
@@ -62,6 +63,8 @@ class Services(Protocol):
     async def memory(self) -> Any: ...
 
     async def secret(self, name: str) -> str: ...
+
+    rate_limits: RateLimiter
 
     def output_parser(self, output: Any) -> tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]: ...
 
@@ -223,6 +226,11 @@ class Context:
     async def secret(self, name: str) -> str:
         """A secret by reference (`secret://...`) or plain name, from the configured provider."""
         return await self._services.secret(name)
+
+    @property
+    def rate_limits(self) -> RateLimiter:
+        """`if not await ctx.rate_limits.check_rate_limit("user:42", 100, 60.0): ...`, counted for the whole runtime."""
+        return self._services.rate_limits
 
     async def run(self, agent: Any, message: str | list[Part]) -> Any:
         """Run another agent as a child: it inherits deadline, limits and cancellation. Returns its RunResult."""

@@ -30,7 +30,7 @@ from agentrt.state.protocol import MAX_ID, Entry, StateStore, Stored
 if TYPE_CHECKING:
     from agentrt.security.encryption import Encryption
 
-__all__ = ["Conversations", "Invoke", "SessionUnreadable"]
+__all__ = ["Conversations", "Invoke", "SessionUnreadable", "encryption_of"]
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class Conversations:
         store = table.make()
 
         async def prepare() -> Encryption | None:
-            encryption = await _encryption(config, secret)
+            encryption = await encryption_of(config, secret)
             if host is not None:
                 await open_plugin(GROUP, table.plugin, store, host)
             return encryption
@@ -227,7 +227,9 @@ class Conversations:
             ) from None
 
 
-async def _encryption(config: Config, secret: Callable[[str], Awaitable[str]]) -> Encryption | None:
+async def encryption_of(config: Config, secret: Callable[[str], Awaitable[str]]) -> Encryption | None:
+    """With the keys of [encryption], which `secret` resolves; None if there are none. Raises `ConfigError` for what is
+    no key, and what `secret` raises."""
     if not config.encryption.references:
         return None
     from agentrt.security.encryption import Encryption

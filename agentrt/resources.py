@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from agentrt.clock import Clock
 from agentrt.closing import Closer, in_any_time
 from agentrt.config import Config
+from agentrt.errors import ConfigError
 from agentrt.plugins import close_plugin
 
 if TYPE_CHECKING:
     from agentrt.conversations import Conversations
     from agentrt.memory.protocol import Memory
     from agentrt.secrets.manager import SecretsManager
+    from agentrt.security.encryption import Encryption
 
 __all__ = ["Invoke", "PluginHost", "Resources"]
 
@@ -105,6 +107,19 @@ class Resources:
                 self._config, self._invoke, secret=self.host.secret, host=self.host
             )
         return self._conversations
+
+    async def encryption(self) -> Encryption:
+        """With the keys of [encryption] as they are now."""
+        self._check_open()
+        from agentrt.conversations import encryption_of
+
+        found = await encryption_of(self._config, self.host.secret)
+        if found is None:
+            raise ConfigError(
+                'there are no keys: set `keys = ["secret://env/AGENTRT_KEY"]` in [encryption], each one the reference '
+                "of a secret that `openssl rand -base64 32` made"
+            )
+        return found
 
     def secrets(self) -> SecretsManager:
         """The secrets, with the providers of the configuration."""

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from agentrt.memory.protocol import Memory
     from agentrt.pipeline import Pipeline
     from agentrt.secrets.manager import SecretsManager
+    from agentrt.security.encryption import Encryption
     from agentrt.tools import Tool
 
 __all__ = ["RunResult", "Runtime"]
@@ -344,6 +345,13 @@ class Runtime:
     async def secret(self, name: str) -> str:
         """The value of a secret, by name or `secret://` reference."""
         return (await self.secrets.get(name)).reveal()
+
+    async def encryption(self) -> Encryption:
+        """With the keys of [encryption] as they are now: `(await rt.encryption()).encrypt(text, context="notes/1")`.
+
+        Raises `ConfigError` if there are none, and the errors of the secrets' provider.
+        """
+        return await self._resources.encryption()
 
     @property
     def secrets(self) -> SecretsManager:

@@ -211,3 +211,13 @@ async def test_runtimes_share_a_count_on_a_server_whose_password_is_a_secret(
             assert await output_of(other, looks_four_times) == ["seen", "run", "run", "run"]
             decision = await other.rate_limits.check_rate_limit("tool of all", 5, 60)
             assert (decision.allowed, decision.degraded) == (False, False)
+
+
+@scenario
+async def test_an_agent_counts_with_the_whole_runtime() -> None:
+    async def ask(message: str, ctx: Context) -> bool:
+        return bool(await ctx.rate_limits.check_rate_limit("user:42", 1, 60.0))
+
+    async with Runtime() as runtime:
+        assert (await runtime.run(ask, "hi")).output is True
+        assert (await runtime.run(ask, "hi")).output is False
