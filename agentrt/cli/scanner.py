@@ -28,6 +28,9 @@ ALLOW_MARK = "agentrt:allow-secret"
 ALLOW_FILE = ".agentrt-allow-secrets"
 """At the top of the repository, or of the folder that is scanned."""
 
+REFERENCE = "secret://"
+"""`password = "secret://vault/db"` is what should stand there."""
+
 SHOWN = 4
 SHOWN_FROM = 16
 """A secret shorter than this is not shown at all: four characters of it would be too much."""
@@ -96,12 +99,12 @@ class Scanner:
         """The secrets in `text` that `allowed` does not allow in the file `known_as`, in the order of their lines."""
         lines = text.split("\n")
         found = [
-            finding
+            _finding(path, raw)
             for raw in self._run(text)
-            if _RANKS.get(raw.confidence, 2) >= self._rank
+            if _RANKS.get(raw.confidence, len(_RANKS)) >= self._rank
+            and not raw.match.value.startswith(REFERENCE)
             and not allowed.allows(known_as, raw.rule_id)
             and not _is_marked(lines, raw.location.start_line, raw.location.end_line)
-            for finding in [_finding(path, raw)]
         ]
         return sorted(found, key=lambda finding: (finding.line, finding.column, finding.rule))
 

@@ -122,6 +122,11 @@ def test_findings_of_little_confidence_can_be_left_out(project: Path, command: C
     )
 
 
+def test_a_reference_is_no_secret(project: Path, command: Command) -> None:
+    (project / "agentrt.toml").write_text('password = "secret://vault/databases/orders#password"\n')
+    assert command("secrets", "scan").code == 0
+
+
 # --- what is allowed -----------------------------------------------------------------------------------
 
 
@@ -359,6 +364,35 @@ def test_what_git_complains_of_is_told(
     ended = command("secrets", "scan")
     assert ended.code == 2
     assert "git ls-files failed in .: fatal: bad config" in ended.err
+
+
+def test_without_git_every_file_is_scanned(
+    repository: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / ".gitignore").write_text("build/\n")
+    plant(repository / "build" / "out.txt")
+    plant(repository / ".git" / "not-ours.txt")
+    monkeypatch.setattr(scan_files, "GIT", ("there is no such program",))
+    assert command("secrets", "scan").out.startswith("build/out.txt:1  github-pat")
+    ended = command("secrets", "scan", "--staged")
+    assert (ended.code, "--staged needs a git repository" in ended.err) == (2, True)
+
+
+def test_a_repository_that_lacks_what_is_staged_is_told(repository: Path, command: Command) -> None:
+    plant(repository / "a.txt")
+    git(repository, "add", "a.txt")
+    blob = git(repository, "rev-parse", ":a.txt").strip()
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    ended = command("secrets", "scan", "--staged")
+    assert ended.code == 2
+    assert "git cannot read what is staged as a.txt" in ended.err
+
+
+def test_an_allow_list_that_is_a_folder_is_told(project: Path, command: Command) -> None:
+    (project / ALLOW_FILE).mkdir()
+    ended = command("secrets", "scan")
+    assert ended.code == 2
+    assert f"{ALLOW_FILE}: Is a directory" in ended.err
 
 
 def test_git_that_hangs_is_not_waited_for(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,6 +332,41 @@ def test_an_old_file_that_is_still_being_written_is_not_tidied_away(
         assert quick.read_text("slow") == "slow"
 
 
+def test_folders_that_somebody_else_makes_meanwhile_are_used(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+
+    def late(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        make(name, mode, dir_fd=dir_fd)
+        make(name, mode, dir_fd=dir_fd)  # we come second
+
+    monkeypatch.setattr(os, "mkdir", late)
+    with FileAccess(world.root, "write") as files:
+        files.write("x/y/new", "new", parents=True)
+        assert files.read_text("x/y/new") == "new"
+
+
+def test_leftovers_that_cannot_be_removed_do_not_stop_a_write(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = world.root / ".agentrt-0.part"
+    (world.root / ".agentrt-1.part").symlink_to("nowhere")
+    left.touch()
+    os.utime(left, (0, 0))
+    unlink = os.unlink
+
+    def refuse(name: str, *, dir_fd: int | None = None) -> None:
+        if name == left.name:
+            raise PermissionError(errno.EPERM, "not yours")
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with FileAccess(world.root, "write") as files:
+        files.write("new", "new")
+    assert sorted(os.listdir(world.root)) == [".agentrt-0.part", ".agentrt-1.part", "a", "new"]
+
+
 @by_each_way
 @pytest.mark.parametrize("name", [".agentrt-1234.part", ".AGENTRT-1234.PART", "a/.agentrt-x.part"])
 def test_the_names_of_files_that_are_being_written_are_kept(way: str, world: World, name: str) -> None:
