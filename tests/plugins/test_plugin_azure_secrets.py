@@ -296,6 +296,62 @@ async def test_an_application_logs_in_with_a_password_that_is_a_secret_itself(va
     assert login["scope"] == "https://vault.azure.net/.default"
 
 
+class Rotating(PlainHost):
+    """Has another password after `refused` was told to be wrong."""
+
+    def __init__(self, password: str, later: str) -> None:
+        super().__init__({PASSWORD_REF: password})
+        self.later = later
+        self.refused: list[str] = []
+
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        assert reference == PASSWORD_REF
+        self.refused.append(value)
+        return self.later
+
+
+@pytest.mark.asyncio
+async def test_an_application_whose_password_was_rotated_logs_in_with_the_new_one(vault: KeyVault) -> None:
+    vault.add("db", VALUE)
+    host = Rotating("the-old-one", "the-new-one")
+    vault.passwords = {"the-new-one"}
+    secrets = AzureSecrets(**options(vault, client_secret=PASSWORD_REF))
+    await secrets.open(host)
+    found = await asyncio.gather(*(secrets.get(ref("db")) for _ in range(5)))
+    assert [value.value for value in found] == [VALUE] * 5
+    assert set(host.refused) == {"the-old-one"}
+    before = len(vault.logins)
+    assert await secrets.list() == ["db"]
+    assert len(vault.logins) == before
+    await secrets.aclose()
+    assert {login["client_secret"] for login in vault.logins} == {"the-old-one", "the-new-one"}
+
+
+@pytest.mark.asyncio
+async def test_a_password_that_stays_refused_is_tried_once(vault: KeyVault) -> None:
+    vault.passwords = {"another"}
+    host = Rotating(PASSWORD, PASSWORD)
+    secrets = AzureSecrets(**options(vault, client_secret=PASSWORD_REF))
+    await secrets.open(host)
+    with pytest.raises(SecretDenied, match="AADSTS7000215"):
+        await secrets.get(ref("db"))
+    await secrets.aclose()
+    assert host.refused == [PASSWORD]
+    assert len(vault.logins) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_password_that_cannot_be_had_is_denied(vault: KeyVault) -> None:
+    class Nothing(PlainHost):
+        async def secret(self, reference: str, /) -> str:
+            raise SecretNotFound(f"{reference}: the environment variable is not set")
+
+    secrets = AzureSecrets(**options(vault, client_secret=PASSWORD_REF))
+    with pytest.raises(SecretDenied, match=r"cannot be had: secret://env/APPLICATION_PASSWORD: .* not set"):
+        await secrets.open(Nothing())
+    await secrets.aclose()
+
+
 @pytest.mark.asyncio
 async def test_a_pod_logs_in_with_the_token_of_its_platform(
     vault: KeyVault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

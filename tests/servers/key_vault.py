@@ -35,7 +35,8 @@ JSON = {"Content-Type": "application/json; charset=utf-8"}
 
 class KeyVault(HttpServer):
     """`ca`: the file that a client trusts. `resource`, `tenant`: whose tokens it asks for. `tokens`: what the token
-    service answers in place of a token. `logins`: the forms by which tokens were asked for."""
+    service answers in place of a token. `passwords`: which it takes, None: any. `logins`: the forms by which tokens were
+    asked for."""
 
     def __init__(self, certificate: Certificate) -> None:
         super().__init__(tls=certificate.server_context())
@@ -46,6 +47,7 @@ class KeyVault(HttpServer):
         self.failure: Answer | None = None
         self._hanging = False
         self.accepts = TOKEN
+        self.passwords: set[str] | None = None
         self.logins: list[dict[str, str]] = []
         self._secrets: dict[str, list[dict[str, Any]]] = {}
 
@@ -108,6 +110,10 @@ class KeyVault(HttpServer):
         self.logins.append(form)
         if self.tokens is not None:
             return self.tokens
+        if self.passwords is not None and form.get("client_secret") not in self.passwords:
+            words = "AADSTS7000215: Invalid client secret provided."
+            refused = {"error": "invalid_client", "error_description": words}
+            return Answer(401, json.dumps(refused).encode(), JSON)
         token = {"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599, "access_token": TOKEN}
         return Answer(200, json.dumps(token).encode(), JSON)
 

@@ -8,12 +8,29 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from agentrt.errors import ConfigError
 from agentrt_azure.credentials import make_credential
 
 __all__ = ["AzureClient"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A client, its credential and the connections of both."""
+
+    client: Any
+    credential: Any
+    session: Any
+
+    async def aclose(self) -> None:
+        try:
+            await self.client.close()
+            await self.credential.close()
+        finally:
+            await self.session.close()
 
 
 class AzureClient:
@@ -36,51 +53,54 @@ class AzureClient:
         self.ca_file = ca_file
         self.verify_challenge = verify_challenge
         self.timeout = timeout
-        self._client: Any = None
-        self._credential: Any = None
-        self._session: Any = None
+        self._made: _Made | None = None
+        self._retired: _Made | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ready(self) -> Any:
         """The client of the running loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._client, self._credential, self._session, self._loop = None, None, None, loop
-        if self._client is None:
-            await self.aclose()  # what an attempt before, which failed, may have left
-        if self._client is None:
-            self._make()
-        return self._client
+            self._made, self._retired, self._loop = None, None, loop
+        if self._made is None:
+            self._made = await self._make()
+        return self._made.client
+
+    async def log_in_with(self, client_secret: str) -> None:
+        """From now on with this password. The client so far is closed the next time: it may be in use."""
+        retired, self._retired, self._made = self._retired, self._made, None
+        self.fields["client_secret"] = client_secret
+        if retired is not None:
+            await retired.aclose()
 
     async def aclose(self) -> None:
-        """Closes both, the client and the credential, and their connections."""
-        client, credential, session = self._client, self._credential, self._session
-        self._client = self._credential = self._session = None
-        if session is None or self._loop is not asyncio.get_running_loop():
-            return
-        try:
-            for each in (client, credential):
+        made, self._made, self._retired = (self._made, self._retired), None, None
+        if self._loop is asyncio.get_running_loop():
+            for each in made:
                 if each is not None:
-                    await each.close()
-        finally:
-            await session.close()
+                    await each.aclose()
 
-    def _make(self) -> None:
+    async def _make(self) -> _Made:
         from azure.core.pipeline.transport import AioHttpTransport
         from azure.keyvault.secrets.aio import SecretClient
 
+        session = self._session_with(self._trusted())
         transport = AioHttpTransport(
-            session=self._session_with(self._trusted()),
+            session=session,
             session_owner=False,
             connection_timeout=self.timeout,
             read_timeout=self.timeout,
         )
         common: dict[str, Any] = {"transport": transport, "retry_total": 0}
-        self._session = transport.session
-        self._credential = make_credential(self.identity, self.fields, common)
-        self._client = SecretClient(
-            self.vault_url, self._credential, verify_challenge_resource=self.verify_challenge, **common
-        )
+        try:
+            credential = make_credential(self.identity, self.fields, common)
+            client = SecretClient(
+                self.vault_url, credential, verify_challenge_resource=self.verify_challenge, **common
+            )
+        except BaseException:
+            await session.close()
+            raise
+        return _Made(client, credential, session)
 
     def _trusted(self) -> ssl.SSLContext | None:
         if self.ca_file is None:

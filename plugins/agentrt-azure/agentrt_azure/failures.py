@@ -22,7 +22,7 @@ from agentrt.secrets import (
     SecretUnavailable,
 )
 
-__all__ = ["cause", "failure"]
+__all__ = ["cause", "failure", "is_refused_login"]
 
 SAID = 300
 """Characters of the service's own words that a message keeps."""
@@ -35,6 +35,14 @@ def cause(error: Exception) -> Exception | None:
     """`error`, or None if its words may quote an answer: that of a decoder, and what is none of Azure's errors."""
     told = isinstance(error, AgentrtError | exceptions.AzureError | OSError) or _is_of_challenge(error)
     return error if told and not isinstance(error, exceptions.DecodeError) else None
+
+
+def is_refused_login(error: Exception) -> bool:
+    """Whether the token service does not accept the password, rather than the vault the token."""
+    response: Any = getattr(error, "response", None)
+    if not isinstance(error, exceptions.ClientAuthenticationError) or response is None:
+        return False
+    return response.status_code in (400, 401) and "/oauth2/" in str(response.request.url)
 
 
 def failure(error: Exception, what: str, *, permission: str) -> AgentrtError:

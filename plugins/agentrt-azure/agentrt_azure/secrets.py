@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentrt import options
-from agentrt.errors import ConfigError
-from agentrt.secrets import SecretInvalid, SecretRef, SecretUnavailable, SecretValue
+from agentrt.errors import ConfigError, PermanentError
+from agentrt.secrets import SecretDenied, SecretInvalid, SecretRef, SecretUnavailable, SecretValue
 from agentrt_azure.client import AzureClient
 from agentrt_azure.credentials import IdentityName, check_fields, check_https
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from agentrt.plugins import Host
 
 __all__ = ["AzureSecrets"]
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
 VERSION = re.compile(r"[0-9A-Za-z]{1,64}")
@@ -32,7 +34,8 @@ class AzureSecrets:
         default            what of the others works here, and more: see DefaultAzureCredential
         managed_identity   of the machine; `client_id` chooses one that was assigned by a user
         workload_identity  of a Kubernetes pod; `tenant_id`, `client_id`, `token_file` if AZURE_... do not say
-        client_secret      of an application: `tenant_id`, `client_id`, `client_secret`, a reference to another secret
+        client_secret      of an application: `tenant_id`, `client_id`, `client_secret`, a reference to another secret,
+                           whose rotation is followed
         environment        AZURE_CLIENT_ID and the like
         azure_cli          whoever is logged in with `az login`
 
@@ -73,6 +76,7 @@ class AzureSecrets:
         }
         given = check_fields(identity, fields)
         self._reference = given["client_secret"] if _is_reference(given.get("client_secret")) else None
+        self._host: Host | None = None
         self._client = AzureClient(
             self.vault_url,
             identity,
@@ -85,16 +89,16 @@ class AzureSecrets:
     async def open(self, host: Host) -> None:
         """Loads the SDK, in a thread: it is large. Resolves `client_secret`. The vault is not asked yet."""
         await asyncio.to_thread(_load)
+        self._host = host
         if self._reference is not None:
-            self._client.fields["client_secret"] = await host.secret(self._reference)
+            self._client.fields["client_secret"] = await self._resolved(host.secret(self._reference))
 
     async def get(self, ref: SecretRef, /) -> SecretValue:
         from agentrt_azure.failures import cause, failure
 
         _check(ref)
         try:
-            client = await self._ready(str(ref))
-            found = await client.get_secret(ref.name, ref.version)
+            found = await self._asked(str(ref), lambda client: client.get_secret(ref.name, ref.version))
         except Exception as error:
             raise failure(error, str(ref), permission="get") from cause(error)
         if found.value is None:
@@ -106,8 +110,7 @@ class AzureSecrets:
 
         what = "the list of the secrets in azure"
         try:
-            client = await self._ready(what)
-            names = [found.name async for found in client.list_properties_of_secrets()]
+            names = await self._asked(what, _names)
         except Exception as error:
             raise failure(error, what, permission="list") from cause(error)
         return sorted(name for name in names if name.startswith(prefix))
@@ -115,12 +118,40 @@ class AzureSecrets:
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def _ready(self, what: str) -> Any:
-        if _is_reference(self._client.fields.get("client_secret")):
+    async def _asked(self, what: str, ask: Callable[[Any], Awaitable[T]]) -> T:
+        """`await ask(client)`; once more if the password was refused and the reference leads to another one by now."""
+        from agentrt_azure.failures import is_refused_login
+
+        used = self._client.fields.get("client_secret")
+        if _is_reference(used):
             raise ConfigError(
                 f"{what}: client_secret of the secrets provider azure is a reference, and the provider was not opened"
             )
-        return await self._client.ready()
+        client = await self._client.ready()
+        try:
+            return await ask(client)
+        except Exception as error:
+            if self._reference is None or self._host is None or used is None or not is_refused_login(error):
+                raise
+            other = await self._resolved(self._host.secret_rejected(self._reference, used))
+            if other == used:
+                raise
+        if self._client.fields.get("client_secret") != other:  # else another reader has been here
+            await self._client.log_in_with(other)
+        return await ask(await self._client.ready())
+
+    async def _resolved(self, resolving: Awaitable[str]) -> str:
+        try:
+            return await resolving
+        except PermanentError as error:
+            # Not found, not of the form: for its own provider a fault of the request, for us no password.
+            raise SecretDenied(
+                f"client_secret of the secrets provider azure cannot be had: {error}"
+            ) from error
+
+
+async def _names(client: Any) -> Sequence[str]:
+    return [found.name async for found in client.list_properties_of_secrets()]
 
 
 def _check(ref: SecretRef) -> None:
