@@ -15,6 +15,7 @@ from agentrt.middleware.bulkhead import Bulkhead
 from agentrt.middleware.circuit_breaker import CircuitBreaker
 from agentrt.middleware.fallback import Fallback
 from agentrt.middleware.pace import Pace
+from agentrt.middleware.rate_limit import RateLimit
 from agentrt.middleware.retry import Retry
 from agentrt.middleware.throttle import Throttle
 from agentrt.middleware.timeout import Timeout
@@ -35,6 +36,7 @@ class Everything(Observed):
             self.bulkhead,
             Pace(rate=1, per=1),
             Throttle(random=lambda: 0.0),
+            RateLimit(limit=2, window=1, max_wait=5),
             Retry(initial_delay=2, jitter="none"),
             Fallback(self.backup, default="default"),
             idempotent=True,

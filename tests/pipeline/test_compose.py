@@ -15,6 +15,7 @@ from agentrt.middleware.bulkhead import Bulkhead
 from agentrt.middleware.circuit_breaker import CircuitBreaker
 from agentrt.middleware.fallback import Fallback
 from agentrt.middleware.pace import Pace
+from agentrt.middleware.rate_limit import RateLimit
 from agentrt.middleware.retry import Retry
 from agentrt.middleware.telemetry import Telemetry
 from agentrt.middleware.throttle import Throttle
@@ -306,7 +307,17 @@ class Probe:
         return result
 
 
-BUILT_IN = ["timeout", "circuit_breaker", "bulkhead", "pace", "throttle", "retry", "fallback", "telemetry"]
+BUILT_IN = [
+    "timeout",
+    "circuit_breaker",
+    "bulkhead",
+    "pace",
+    "throttle",
+    "rate_limit",
+    "retry",
+    "fallback",
+    "telemetry",
+]
 
 
 def everything(log: list[str], **options: Any) -> Pipeline:
@@ -318,6 +329,7 @@ def everything(log: list[str], **options: Any) -> Pipeline:
             options.pop("bulkhead", Bulkhead(limit=1, queue=9)),
             options.pop("pace", Pace(rate=100)),
             Throttle(random=lambda: 0.0),
+            RateLimit(limit=100, window=1, max_wait=1),
             Retry(max_attempts=2, initial_delay=1, jitter="none"),
             Fallback("b"),
             Telemetry(collect=lambda call: log.append("telemetry")),

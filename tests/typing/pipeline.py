@@ -22,6 +22,7 @@ from agentrt.middleware.bulkhead import Bulkhead
 from agentrt.middleware.circuit_breaker import CircuitBreaker, exponential_break
 from agentrt.middleware.fallback import Fallback
 from agentrt.middleware.pace import Pace
+from agentrt.middleware.rate_limit import RateLimit
 from agentrt.middleware.retry import Retry, RetryBudget
 from agentrt.middleware.telemetry import Telemetry
 from agentrt.middleware.throttle import Throttle
@@ -98,6 +99,8 @@ pipeline = Pipeline(
         Bulkhead(limit=10, queue=100),
         Pace(rate=5, per=1.0, burst=10),
         Throttle(key=lambda call: call.target, max_retry_after=60),
+        RateLimit(limit=5, window=0.5, key="{session}", max_wait=2, scope="target"),
+        RateLimit(limit=5, window=60, key=lambda call: call.operation),
         Retry(
             max_attempts=3,
             backoff="decorrelated",
