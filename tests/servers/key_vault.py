@@ -35,8 +35,8 @@ JSON = {"Content-Type": "application/json; charset=utf-8"}
 
 class KeyVault(HttpServer):
     """`ca`: the file that a client trusts. `resource`, `tenant`: whose tokens it asks for. `tokens`: what the token
-    service answers in place of a token. `passwords`: which it takes, None: any. `logins`: the forms by which tokens were
-    asked for."""
+    service answers in place of a token. `passwords`: which it takes, None: any. `logins`: the forms by which tokens
+    were asked for."""
 
     def __init__(self, certificate: Certificate) -> None:
         super().__init__(tls=certificate.server_context())
