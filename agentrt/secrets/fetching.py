@@ -93,7 +93,7 @@ class Fetches:
         if self._closed or not (slot.watches or (kept is not None and kept.leased is not None)):
             return
         loop = asyncio.get_running_loop()
-        soonest = loop.time() + (REST if kept is None else 1.0)
+        soonest = loop.time() + (REST if kept is None else SOONEST)
         when = soonest if kept is None else max(kept.soft, kept.retry, soonest)
         slot.timer = loop.call_at(when, self._due, slot)
 

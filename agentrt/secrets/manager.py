@@ -113,8 +113,7 @@ class SecretsManager:
             kept = await self._fetches.current(known.slot)
         if kept is known.kept and known.secret is not None:
             return known.secret
-        known.secret, known.kept = self._made(known.ref, kept), kept
-        return known.secret
+        return self._remember(known, kept)
 
     async def get_many(self, references: Iterable[R]) -> dict[R, Secret]:
         """Several secrets, by the references as they were given; in one call per provider, if that has `get_many`.
@@ -154,8 +153,8 @@ class SecretsManager:
 
     async def refresh(self, reference: str | SecretRef) -> Secret:
         """The secret, fetched now. If that fails it raises, even where `get` would still give the kept value."""
-        await self._fetches.anew((self._known.get(reference) or self._learn(reference)).slot)
-        return await self.get(reference)
+        known = self._known.get(reference) or self._learn(reference)
+        return self._remember(known, await self._fetches.anew(known.slot))
 
     def invalidate(self, reference: str | SecretRef | None = None) -> None:
         """Forget this secret (None: every one): it is fetched anew when it is next asked for."""
@@ -194,11 +193,10 @@ class SecretsManager:
 
         Raises what the fetch raised.
         """
-        slot = (self._known.get(reference) or self._learn(reference)).slot
-        secret = await self.get(reference)
+        known = self._known.get(reference) or self._learn(reference)
+        slot, secret = known.slot, await self.get(reference)
         if slot.fetch is not None and secret._value == value:
-            await self._fetches.current(slot, wait=True)
-            secret = await self.get(reference)
+            secret = self._remember(known, await self._fetches.current(slot, wait=True))
         now = asyncio.get_running_loop().time()
         if secret._value != value or (slot.rejected is not None and now < slot.rejected + REJECTED_PAUSE):
             return secret
@@ -258,6 +256,10 @@ class SecretsManager:
         slot.stop_timer()
         del self._slots[slot.ref]
         self._known = {key: known for key, known in self._known.items() if known.slot is not slot}
+
+    def _remember(self, known: Known, kept: Kept) -> Secret:
+        known.secret, known.kept = self._made(known.ref, kept), kept
+        return known.secret
 
     def _made(self, ref: SecretRef, kept: Kept) -> Secret:
         value = inside(kept.value, ref)

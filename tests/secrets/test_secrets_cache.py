@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -397,6 +398,69 @@ async def test_a_key_inside_a_secret_can_be_refused() -> None:
     await value(secrets, "secret://env/a#k")
     source.answer = source_two
     assert (await secrets.rejected("secret://env/a#k", "one")).reveal() == "two"
+
+
+async def test_a_value_that_is_kept_for_no_time_is_refreshed_and_replaced_with_one_fetch() -> None:
+    source = Source()
+    secrets = managed(source, ttl=0.0)
+    assert (await secrets.refresh("a")).reveal() == "one"
+    assert source.calls == 1
+
+
+@pytest.mark.parametrize("ask", ["get", "refresh", "rejected", "get_many"])
+async def test_who_is_cancelled_while_waiting_takes_nothing_from_the_others(ask: str) -> None:
+    source = Many({"a": "one", "b": "other"})
+    source.delay = 10.0
+    secrets = managed(source)
+    if ask == "rejected":
+        await value(secrets)
+    asks: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "get": lambda: secrets.get("a"),
+        "refresh": lambda: secrets.refresh("a"),
+        "rejected": lambda: secrets.rejected("a", "one"),
+        "get_many": lambda: secrets.get_many(["a", "b"]),
+    }
+    cancelled, other = (asyncio.create_task(asks[ask]()) for _ in range(2))
+    await advance(0.5)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    found: Any = await other
+    assert (found["a"] if ask == "get_many" else found).reveal() == "one"
+    await secrets.aclose()
+
+
+async def test_a_refresh_that_is_cancelled_while_it_waits_for_its_turn_leaves_the_running_fetch() -> None:
+    source = Source(delay=10.0)
+    secrets = managed(source)
+    reader = asyncio.create_task(value(secrets))
+    await advance(1.0)
+    refreshing = asyncio.create_task(secrets.refresh("a"))
+    await advance(1.0)
+    refreshing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await refreshing
+    assert await reader == "one"
+    assert source.calls == 1
+
+
+@pytest.mark.parametrize("ask", ["refresh", "rejected", "get_many"])
+async def test_who_waits_when_it_is_closed_is_told(ask: str) -> None:
+    source = Many({"a": "one", "b": "other"})
+    secrets = managed(source)
+    if ask == "rejected":
+        await value(secrets)
+    source.delay = 10.0
+    asks: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "refresh": lambda: secrets.refresh("a"),
+        "rejected": lambda: secrets.rejected("a", "one"),
+        "get_many": lambda: secrets.get_many(["a", "b"]),
+    }
+    waiting = asyncio.create_task(asks[ask]())
+    await advance(0.5)
+    await secrets.aclose()
+    with pytest.raises(SecretUnavailable, match="the runtime is closing"):
+        await waiting
 
 
 # --- rotation --------------------------------------------------------------------------------------------
