@@ -183,6 +183,7 @@ class _Listener(socketserver.ThreadingMixIn, HTTPServer):
 
 class _Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body go one after the other; together they would wait for 40 ms
 
     def do_GET(self) -> None:
         assert isinstance(self.server, _Listener)

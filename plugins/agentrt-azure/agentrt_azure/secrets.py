@@ -21,6 +21,13 @@ __all__ = ["AzureSecrets"]
 
 T = TypeVar("T")
 
+MODULES = (
+    "aiohttp",
+    "azure.keyvault.secrets.aio",
+    "azure.identity.aio",
+    "agentrt_azure.failures",
+)
+
 NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
 VERSION = re.compile(r"[0-9A-Za-z]{1,64}")
 REFERENCE = "secret://"
@@ -169,5 +176,7 @@ def _is_reference(value: str | None) -> bool:
 
 
 def _load() -> None:
-    for module in ("azure.keyvault.secrets.aio", "azure.identity.aio", "agentrt_azure.failures"):
+    for module in MODULES:
         importlib.import_module(module)
+    # The package imports this one's module at its first use.
+    _ = importlib.import_module("azure.core.pipeline.transport").AioHttpTransport
