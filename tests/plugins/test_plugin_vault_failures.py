@@ -269,6 +269,7 @@ URL = "http://127.0.0.1:8200"
         ({"url": URL, "token": TOKEN, "kv_version": 3}, "kv_version must be 1, 2 or left out, not 3"),
         ({"url": URL, "token": TOKEN, "timeout": 0}, "timeout must be a number of seconds more than 0"),
         ({"url": URL, "token": TOKEN, "namespace": ""}, "namespace must be a name"),
+        ({"url": URL, "token": TOKEN, "namespace": "téam"}, "namespace must be a path of printable ASCII"),
     ],
 )
 def test_a_wrong_option_is_refused_when_the_provider_is_made(given: dict[str, Any], words: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
 
 from agentrt import options
-from agentrt.errors import ConfigError
+from agentrt.errors import ConfigError, PermanentError
 from agentrt.plugins import Host
 from agentrt.secrets import SecretDenied
 from agentrt.secrets.protocol import is_reference
@@ -121,9 +122,13 @@ def _ends(ttl: float) -> float:
 
 
 class Method(Protocol):
-    """One way to a token. Raises SecretDenied if the server or a missing file refuses it."""
+    """One way to a token. Raises SecretDenied if the server or a missing file refuses it.
+
+    `references`: values that may be references to secrets.
+    """
 
     name: str
+    references: Sequence[str]
 
     async def log_in(self, vault: Vault, host: Host | None) -> Token: ...
 
@@ -134,14 +139,14 @@ class GivenToken:
     name = "token"
 
     def __init__(self, value: str | None, file: str | None) -> None:
-        self._value = value
+        self.references: Sequence[str] = (value,) if value is not None else ()
         self._file = file
 
     async def log_in(self, vault: Vault, host: Host | None) -> Token:
         if self._file is not None:
             value = await _read("token_file", self._file)
         else:
-            value = await _resolved("token", self._value or "", host)
+            value = await _resolved("token", self.references[0], host)
         answer = await vault.ask("GET", "auth/token/lookup-self", token=checked("token", value))
         if not answer.ok:
             # It is not valid, or may not look itself up: what is read with it will tell.
@@ -158,6 +163,7 @@ class AppRoleLogin:
     name = "approle"
 
     def __init__(self, settings: AppRole) -> None:
+        self.references: Sequence[str] = (settings.role_id, settings.secret_id or "")
         self._settings = settings
         self._unwrapped: tuple[str, str] | None = None  # the wrapping token and what was in it
 
@@ -207,6 +213,8 @@ class AppRoleLogin:
 class JwtLogin:
     """A signed token from a file, for the methods jwt and kubernetes."""
 
+    references: Sequence[str] = ()
+
     def __init__(self, name: str, settings: Jwt | Kubernetes) -> None:
         self.name = name
         self._settings = settings
@@ -252,7 +260,11 @@ async def _resolved(name: str, value: str, host: Host | None) -> str:
         raise ConfigError(
             f"{name} is the reference {value}, and only a runtime resolves those: run it in a Runtime"
         )
-    return (await host.secret(value)).strip()
+    try:
+        return (await host.secret(value)).strip()
+    except PermanentError as error:
+        # Not found or not readable: not what was asked for, but what we log in with.
+        raise SecretDenied(f"{name} = {value}: {str(error).removeprefix(f'{value}: ')}") from error
 
 
 async def _read(name: str, file: str) -> str:

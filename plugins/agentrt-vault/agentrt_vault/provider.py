@@ -19,16 +19,13 @@ from agentrt.secrets import SecretDenied, SecretInvalid, SecretNotFound, SecretR
 from agentrt.telemetry.http import check_url
 from agentrt_vault.auth import AppRole, AppRoleLogin, GivenToken, Jwt, JwtLogin, Kubernetes, Method, Token
 from agentrt_vault.places import Credentials, Kv, Places
-from agentrt_vault.session import Session
+from agentrt_vault.session import ROUNDING, Session
 from agentrt_vault.wire import Answer, Vault
 
 __all__ = ["VaultSecrets"]
 
 FOLDERS = 1000
 """Folders that one `list` looks into."""
-
-ROUNDING = 1.0
-"""Seconds. The server rounds times to whole ones."""
 
 
 class _Data(Struct):
@@ -81,14 +78,14 @@ class VaultSecrets:
         self._leases: dict[str, _Lease] = {}
         self._vault = Vault(
             _url(url),
-            namespace=_given("namespace", namespace, "NAMESPACE"),
+            namespace=_namespace(namespace),
             ca_file=_given("ca_file", ca_file, "CACERT"),
             timeout=options.seconds("timeout", timeout),
         )
         self._session = Session(self._vault, _method(token, token_file, approle, jwt, kubernetes))
 
     def __repr__(self) -> str:
-        return f"VaultSecrets(url='http(s)://{self._vault.host}')"
+        return f"VaultSecrets({self._vault.host!r})"
 
     async def open(self, host: Host) -> None:
         """Take `host`, which resolves references among the options. The login is made when something is read."""
@@ -105,6 +102,7 @@ class VaultSecrets:
 
     async def get(self, ref: SecretRef, /) -> SecretValue:
         """The data of a secret, as JSON. Raises the errors of `agentrt.secrets`."""
+        self._session.names.add(ref.provider)
         place = self._places.find(ref)
         if isinstance(place, Credentials):
             return await self._credentials(ref, place)
@@ -330,6 +328,13 @@ def _given(option: str, value: str | None, variable: str) -> str | None:
     if value is not None:
         return options.text(option, value)
     return os.environ.get(f"VAULT_{variable}") or os.environ.get(f"BAO_{variable}") or None
+
+
+def _namespace(namespace: str | None) -> str | None:
+    given = _given("namespace", namespace, "NAMESPACE")
+    if given is not None and not (given.isascii() and given.isprintable()):
+        raise ConfigError(f"namespace must be a path of printable ASCII, not {given!r}")
+    return given
 
 
 def _url(url: str | None) -> str:

@@ -12,11 +12,15 @@ from typing import Any
 
 from agentrt.errors import ConfigError
 from agentrt.plugins import Host
-from agentrt.secrets import SecretDenied, SecretError, SecretThrottled, SecretUnavailable
+from agentrt.secrets import SecretDenied, SecretError, SecretRef, SecretThrottled, SecretUnavailable
+from agentrt.secrets.protocol import is_reference
 from agentrt_vault.auth import Method, Token
 from agentrt_vault.wire import Answer, Vault
 
-__all__ = ["Session"]
+__all__ = ["ROUNDING", "Session"]
+
+ROUNDING = 1.0
+"""Seconds. The server rounds times to whole ones."""
 
 REVOKE_LIMIT = 2.0
 """Seconds that revoking our tokens may take when we are closed."""
@@ -26,10 +30,14 @@ _LOGGING_IN: ContextVar[frozenset[int]] = ContextVar("agentrt_vault_logging_in",
 
 
 class Session:
-    """One identity at one server. Logins and renewals are made by one reader for all."""
+    """One identity at one server. Logins and renewals are made by one reader for all.
+
+    `names`: what the provider is called in references.
+    """
 
     def __init__(self, vault: Vault, method: Method) -> None:
         self.host: Host | None = None
+        self.names: set[str | None] = set()
         self._vault = vault
         self._method = method
         self._token: Token | None = None
@@ -65,10 +73,7 @@ class Session:
     ) -> tuple[Answer, Token]:
         """The same with the token that was used: what was given for it ends with it."""
         if id(self) in _LOGGING_IN.get():
-            raise ConfigError(
-                f"{what}: a credential for vault at {self._vault.host} is kept in that same Vault, which opens only "
-                "with it: keep it elsewhere (secret://env/...)"
-            )
+            raise self._circular(what)
         token = await self._valid()
         answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
         if answer.status == 403 and await self._replace(token):
@@ -82,13 +87,15 @@ class Session:
         return answer, token
 
     async def extend(self, seconds: float) -> None:
-        """Renew the token if it has less than `seconds` left and can be renewed."""
+        """See to it that the token lasts `seconds`: by renewing it or, where that is not enough, by another login."""
         token = await self._valid()
-        if token.left() >= seconds or not token.renewable:
+        if token.left() >= seconds:
             return
         async with self._alone():
-            if self._token is token and token.left() < seconds:
-                await self._renew(token)
+            if self._token is not token or (token.renewable and not await self._renew(token)):
+                return
+            if token.made and token.left() < seconds - ROUNDING:
+                await self._log_in()
 
     @property
     def token(self) -> Token | None:
@@ -157,7 +164,7 @@ class Session:
                 looked = await self._vault.ask("GET", "auth/token/lookup-self", token=refused.value)
                 if looked.ok:
                     return False  # it is valid, so the refusal was meant
-            return (await self._log_in()).value != refused.value
+            return await self._log_in() is not refused
 
     async def _log_in(self) -> Token:
         """A new token. Whoever is cancelled meanwhile leaves the login to the others: it may use up what is good for
@@ -180,11 +187,28 @@ class Session:
 
     async def _logged_in(self) -> Token:
         _LOGGING_IN.set(_LOGGING_IN.get() | {id(self)})  # of this task alone
-        fresh = await self._method.log_in(self._vault, self.host)
-        if self._token is not None:
-            self._replaced = [old for old in (*self._replaced, self._token) if old.made and old.left() > 0]
+        self._check_references()
+        fresh, known = await self._method.log_in(self._vault, self.host), self._token
+        if known is not None and known.value == fresh.value:
+            # Given to us once more. It stays the one that leases were given for.
+            known.ttl, known.ends, known.renewable = fresh.ttl, fresh.ends, fresh.renewable
+            return known
+        if known is not None:
+            self._replaced = [old for old in (*self._replaced, known) if old.made and old.left() > 0]
         self._token = fresh
         return fresh
+
+    def _check_references(self) -> None:
+        """A reference to ourselves would wait for the login that waits for it."""
+        for reference in filter(is_reference, self._method.references):
+            if SecretRef.parse(reference).provider in self.names:
+                raise self._circular(reference)
+
+    def _circular(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{what}: a credential for vault at {self._vault.host} is kept in that same Vault, which opens only with "
+            "it: keep it elsewhere (secret://env/...)"
+        )
 
     def _login_ended(self, task: asyncio.Task[Token]) -> None:
         if self._login is task:
