@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runtime.doubles import FakeModel
+
+from agentrt import Agent, Runtime, tool
+from agentrt.config import Config
 from agentrt.security.audit import AuditLog, FileAnchor
 from agentrt.security.audit.chain import GENESIS, seal
 from agentrt.security.audit.checkpoints import PublicKey, SigningKey
@@ -84,3 +88,27 @@ def _body(item: dict[str, Any]) -> bytes:
     ordered = {name: value for name, value in item.items() if name not in last}
     ordered.update({name: item[name] for name in last})
     return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()[:-1]
+
+
+# --- a runtime with an audit log -------------------------------------------------------------------------
+
+SECRET = "hunter2-correct-horse-battery"
+
+
+@tool(idempotent=True)
+async def weather(city: str) -> str:
+    return f"sunny in {city}"
+
+
+class Assistant(Agent):
+    model = "fake:m"
+    tools = (weather,)
+
+
+def runtime(path: Path, *steps: Any, sections: dict[str, Any] | None = None, **audit: Any) -> Runtime:
+    config = {"audit": {"path": str(path), **audit}, **(sections or {})}
+    return Runtime(Config(config), models={"fake": FakeModel(*steps)})
+
+
+def text(path: Path) -> str:
+    return path.read_text()
