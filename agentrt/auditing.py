@@ -5,7 +5,7 @@ Only with a path in [audit] is anything of the log loaded.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +15,7 @@ from agentrt.plugins import Host, close_plugin, open_plugin
 if TYPE_CHECKING:
     from agentrt.config import Config
     from agentrt.context import Context
-    from agentrt.middleware.audit import Audit
+    from agentrt.middleware.audit import Audit, Begun
     from agentrt.security.audit.log import AuditLog, Operation
     from agentrt.security.audit.record import Who
     from agentrt.telemetry.redaction import Redactor
@@ -103,8 +103,12 @@ class Auditing:
 
     # --- calls and runs ------------------------------------------------------------------------------------
 
-    async def begin(self, call: Call[Any]) -> Operation:
+    async def begin(self, call: Call[Any]) -> Begun:
         """Record that a call begins. Raises AuditUnavailable if it must not."""
+        from agentrt.security.audit.sinks import FEEDING
+
+        if FEEDING.get():
+            return _UNRECORDED
         action = f"{call.kind}.call"
         if call.kind == "secret":
             action = "secret.read"
@@ -142,6 +146,23 @@ class Auditing:
         """A file was asked for. `FileAccess` tells this by itself to the run that it is used in."""
         details = {name: said for name, said in (("root", root), ("reason", reason)) if said}
         self.log.note(f"file.{operation}", path, _who(RUN.get()), denied=not allowed, details=details or None)
+
+
+class _Unrecorded:
+    """A call that a sink of the log makes."""
+
+    def ended(
+        self,
+        error: BaseException | None = None,
+        *,
+        resource: str | None = None,
+        duration: float | None = None,
+        unknown: bool = False,
+        details: Mapping[str, str] | None = None,
+    ) -> None: ...
+
+
+_UNRECORDED = _Unrecorded()
 
 
 def _who(run: Any) -> Who:

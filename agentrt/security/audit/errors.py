@@ -23,6 +23,7 @@ _REASONS = {
     errno.EROFS: "the file system is read-only: choose another path",
     errno.EACCES: "this user may not write there: choose another path or change its permissions",
     errno.EPERM: "this user may not write there: choose another path or change its permissions",
+    errno.ELOOP: "it is a symbolic link: name the file itself",
     errno.EISDIR: "there is a directory of this name: choose another path",
     errno.ENOTDIR: "a part of the path is a file and not a directory: choose another path",
     errno.EEXIST: "a part of the path is a file and not a directory: choose another path",

@@ -37,6 +37,8 @@ MESSAGE = 500
 """Characters of an error's message that are kept."""
 REDACTED = 4096
 """Bytes of redacted arguments that are kept."""
+LARGE = 4096
+"""Bytes of arguments that are hashed at once, rather than kept until the record is written."""
 MIN_KEY = 16
 """Bytes: a shorter key can be guessed."""
 
@@ -284,7 +286,7 @@ class AuditLog:
         details: Mapping[str, str] | None = None,
     ) -> Operation:
         """As `intent`, and wait until it is on the disk. Raises AuditUnavailable if it cannot be."""
-        if _OPENING.get():
+        if _OPENING.get() and not self.is_open:
             return self.intent(action, resource, who, arguments=arguments, details=details)
         ticket = self._ticket("intent", action, resource, who, arguments, details)
         loop = asyncio.get_running_loop()
@@ -383,6 +385,8 @@ class AuditLog:
         if arguments is not NOTHING:
             if self.policy.arguments == "hash":
                 hashed = as_json(arguments)
+                if len(hashed) > LARGE and self._keys is not None:
+                    record.arguments_hmac, hashed = self._keys.hash(hashed), None
             elif self.policy.arguments == "redacted":
                 record.arguments = json_within(self._redactor.value(arguments), REDACTED)
         return Ticket(record, arguments=hashed)

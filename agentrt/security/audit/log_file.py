@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import stat
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from agentrt.errors import ConfigError
-from agentrt.security.audit.chain import TAIL, Chain, own_hash
+from agentrt.security.audit.chain import Chain, own_hash
 from agentrt.security.audit.errors import AuditUnavailable
 from agentrt.security.audit.record import (
     FORMAT,
@@ -262,35 +263,57 @@ def _sync(fd: int) -> None:
 
 
 def _read(path: Path) -> _Found:
-    """What a file of a log says about where the log stands."""
+    """What a file of a log says about where the log stands. Read from the end: the file may be large."""
     found = _Found()
-    end = 0
     with path.open("rb") as file:
-        for line in file:
-            end += len(line)
-            if not line.endswith(b"\n") or len(line) <= TAIL:
-                continue
-            hashed = own_hash(line[:-1])
-            if hashed is None:
-                continue
-            try:
-                item = decode(line)
-            except NOT_A_LINE:
-                continue
-            if isinstance(item, FileBegan):
-                if found.header is None:
-                    found.header = item
-                    found.checkpoint = LastCheckpoint(item.checkpoint, item.checkpoint_hash)
-            elif isinstance(item, Checkpoint):
-                found.checkpoint = LastCheckpoint(item.number, hashed)
-            found.last, found.hash, found.end = item, hashed, end
+        if not os.fstat(file.fileno()).st_size:
+            return found
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _find(data, found)
     if found.last is not None and found.header is None:
         raise ConfigError(
             f"{path} is an audit log without its first line: move it away, and a new one is begun"
         )
-    if found.last is None and end > 0 and not _is_torn_header(path):
+    if found.last is None and not _is_torn_header(path):
         raise ConfigError(f"{path} is no audit log: choose another [audit] path, or move it away")
     return found
+
+
+def _find(data: mmap.mmap, found: _Found) -> None:
+    """The last whole line, the first one, and the last checkpoint between them."""
+    end = data.rfind(b"\n")
+    while end >= 0 and found.last is None:
+        start = data.rfind(b"\n", 0, end) + 1
+        line = data[start:end]
+        found.last, found.hash, found.end = _decoded(line), own_hash(line) or "", end + 1
+        end = start - 1
+    if found.last is None:
+        found.end = 0
+        return
+    first = _decoded(data[: data.find(b"\n")])
+    if not isinstance(first, FileBegan):
+        return
+    found.header = first
+    found.checkpoint = LastCheckpoint(first.checkpoint, first.checkpoint_hash)
+    # A line feed inside of a line is escaped: this is how a line begins, and nothing else.
+    start = data.rfind(_CHECKPOINT, 0, found.end)
+    while start >= 0:
+        line = data[start + 1 : data.find(b"\n", start + 1)]
+        item = _decoded(line)
+        if isinstance(item, Checkpoint):
+            found.checkpoint = LastCheckpoint(item.number, own_hash(line))
+            return
+        start = data.rfind(_CHECKPOINT, 0, start)
+
+
+def _decoded(line: bytes) -> Line | None:
+    """The line's record; None for what is none."""
+    if own_hash(line) is None:
+        return None
+    try:
+        return decode(line)
+    except NOT_A_LINE:
+        return None
 
 
 def _is_torn_header(path: Path) -> bool:
@@ -302,3 +325,4 @@ def _is_torn_header(path: Path) -> bool:
 
 
 _HEADER = b'{"type":"file",'
+_CHECKPOINT = b'\n{"type":"checkpoint",'

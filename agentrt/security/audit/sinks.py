@@ -11,6 +11,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,10 @@ FIRST_RETRY = 1.0
 LAST_RETRY = 60.0
 """Seconds between two tries with a sink that failed."""
 MODE = 0o600
+
+
+FEEDING: ContextVar[bool] = ContextVar("agentrt_audit_feeding", default=False)
+"""Whether this is a sink at work: what it calls is not recorded, or each record would make another."""
 
 
 class AuditSink(Protocol):
@@ -92,6 +97,7 @@ class _Fed:
 
     async def feed(self) -> None:
         """Hand over what comes, one after the other, for ever."""
+        FEEDING.set(True)  # in the task's own context
         retry = 0.0
         while True:
             await self.arrived.wait()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Literal
 
 from msgspec import Struct
@@ -39,6 +41,10 @@ class Keys(Struct, frozen=True, eq=False):
     arguments: bytes
     arguments_id: str
     signing: SigningKey | None = None
+
+    def hash(self, data: bytes) -> str:
+        """The HMAC of arguments, in hex."""
+        return hmac.digest(self.arguments, data, sha256).hex()
 
 
 class Policy(Struct, frozen=True, kw_only=True):

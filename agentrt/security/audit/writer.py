@@ -10,7 +10,6 @@ the thread tries again. What the queue cannot hold is lost; a `gap` line then sa
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import socket
@@ -19,7 +18,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any
 
 from agentrt.errors import AgentrtError
@@ -327,7 +325,7 @@ class Writer:
             }
         if ticket.arguments is not None:
             assert self._keys is not None
-            record.arguments_hmac = hmac.digest(self._keys.arguments, ticket.arguments, sha256).hex()
+            record.arguments_hmac = self._keys.hash(ticket.arguments)
         if ticket.intent is not None:
             record.intent = ticket.intent.seq
         return record
