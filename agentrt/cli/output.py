@@ -14,6 +14,7 @@ import msgspec
 from agentrt import events
 from agentrt.cli.terminal import Terminal
 from agentrt.execution import RunResult
+from agentrt.telemetry.redaction import Redactor
 
 __all__ = ["Answer", "Lines", "Printer", "Text"]
 
@@ -103,7 +104,8 @@ class Text:
 class Lines:
     """Every event as one line of JSON. A run that fails before it starts ends in a run_failed as well.
 
-    Secrets are taken out of what is told on the way (arguments, errors), but not out of the answer: that is the result.
+    Known secrets are taken out of what is told on the way (arguments, errors), but not out of the answer, which is the
+    result.
     """
 
     deltas = True
@@ -119,7 +121,7 @@ class Lines:
         self._is_over = isinstance(event, events.RunFinished | events.RunFailed) and event.run == self._run
         redactor = self._terminal.redactor
         if redactor is not None and not isinstance(event, events.TextDelta | events.RunFinished):
-            told = redactor.value(msgspec.json.decode(events.encode(event)))
+            told = _redacted(msgspec.json.decode(events.encode(event)), redactor)
             self._terminal.line(msgspec.json.encode(told).decode())
         else:
             self._terminal.line(events.encode(event).decode())
@@ -133,6 +135,17 @@ class Lines:
             self.event(
                 events.RunFailed(run=self._run or "", at=0.0, error=name, message=message, seconds=0.0)
             )
+
+
+def _redacted(tree: Any, redactor: Redactor) -> Any:
+    """Plain values without the secrets that `redactor` knows."""
+    if isinstance(tree, str):
+        return redactor.known(tree)
+    if isinstance(tree, list):
+        return [_redacted(item, redactor) for item in tree]
+    if isinstance(tree, dict):
+        return {redactor.known(key): _redacted(value, redactor) for key, value in tree.items()}
+    return tree
 
 
 def remark(event: events.Event, terminal: Terminal) -> None:

@@ -42,7 +42,8 @@ class OutputFailed(AgentrtError):
 class Terminal:
     """The standard streams of this process, looked up when they are used.
 
-    `redactor`: takes secrets out of what goes to stderr. The result on stdout is the user's, whatever it holds.
+    `redactor`: takes the secrets that it knows out of what goes to stderr. The result on stdout is the user's, whatever
+    it holds.
     """
 
     def __init__(self) -> None:
@@ -111,7 +112,7 @@ class Terminal:
         try:
             if not self._at_line_start and _are_one_place(sys.stdout, err):
                 self.write("\n")
-            err.write(text if self.redactor is None else self.redactor.text(text))
+            err.write(text if self.redactor is None else self.redactor.known(text))
             err.flush()
         except (OSError, ValueError, OutputClosed, OutputFailed):
             pass

@@ -70,9 +70,7 @@ class Redactor:
         clean = self._clean
         if text in clean:
             return text
-        redacted = self._shapes.clean(self._values.clean(text))
-        for pattern in self._patterns:
-            redacted = pattern.sub(MARK, redacted)
+        redacted = self._without_patterns(self._shapes.clean(self._values.clean(text)))
         if redacted != text:
             return redacted
         if len(text) <= _SHORT:
@@ -81,6 +79,11 @@ class Redactor:
             else:
                 clean.add(text)
         return text
+
+    def known(self, text: str, /) -> str:
+        """`text` without registered values and matches of the patterns, whatever else may look like a secret: for a
+        person who reads what failed, and whom a wrong guess would keep from understanding it."""
+        return self._without_patterns(self._values.clean(text))
 
     def value(self, value: object, /) -> Any:
         """Any Python value as a tree of plain ones (see `caps.plain`) without secrets; keys count as in `attributes`.
@@ -148,6 +151,11 @@ class Redactor:
         """The metric without secrets in the attributes of its points; the same one if unchanged."""
         points = _each(metric.points, self._point)
         return metric if points is metric.points else replace(metric, points=points)
+
+    def _without_patterns(self, text: str) -> str:
+        for pattern in self._patterns:
+            text = pattern.sub(MARK, text)
+        return text
 
     def _event(self, event: SpanEvent) -> SpanEvent:
         name = self.text(event.name)

@@ -443,3 +443,12 @@ def test_a_secret_across_the_cut_is_not_half_shown() -> None:
         assert len(capped.encode()) <= 1000
         document = json_within(redactor.value({"messages": [text]}), 1000)
         assert SECRET[:4] not in document
+
+
+def test_what_is_known_is_taken_out_and_nothing_guessed() -> None:
+    redactor = Redactor(patterns=[r"EMP-\d{6}"])
+    redactor.add("s3cr3t-value")
+    said = "there is no directory /run/secrets: mount it; s3cr3t-value of EMP-123456, password=hunter2"
+    assert redactor.known(said) == (
+        "there is no directory /run/secrets: mount it; [redacted] of [redacted], password=hunter2"
+    )
