@@ -49,17 +49,23 @@ def audit(ctx: click.Context) -> int | None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--public-key",
-    "key_file",
+    "key_files",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The key of the checkpoints.",
+    multiple=True,
+    help="The key of the checkpoints; more than once if it was changed over time.",
 )
 @click.option("--anchor", metavar="FILE", type=click.Path(path_type=Path), help="Checkpoints kept elsewhere.")
 @click.option("--pruned", is_flag=True, help="Older files of the log were removed on purpose.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_obj
 def verify(
-    terminal: Terminal, path: Path, key_file: Path | None, anchor: Path | None, pruned: bool, as_json: bool
+    terminal: Terminal,
+    path: Path,
+    key_files: tuple[Path, ...],
+    anchor: Path | None,
+    pruned: bool,
+    as_json: bool,
 ) -> int:
     """Verify the log at PATH with the files before it (PATH.000001 ...): edits, deletions, another order, a cut end,
     forged checkpoints, a chain that was made anew.
@@ -71,7 +77,9 @@ def verify(
 
     from agentrt.security.audit.verify import verify as verified
 
-    report = verified(path, public_key=_public_key(key_file), anchor=anchor, pruned=pruned)
+    report = verified(
+        path, public_key=[_public_key(file) for file in key_files], anchor=anchor, pruned=pruned
+    )
     if as_json:
         terminal.line(msgspec.json.encode({"ok": report.ok, **msgspec.to_builtins(report)}).decode())
     else:
@@ -79,9 +87,7 @@ def verify(
     return OK if report.ok else AGENT_ERROR
 
 
-def _public_key(file: Path | None) -> PublicKey | None:
-    if file is None:
-        return None
+def _public_key(file: Path) -> PublicKey:
     from agentrt.security.audit.checkpoints import PublicKey
 
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -97,25 +97,33 @@ _heads = msgspec.json.Decoder(_Head)
 def verify(
     path: str | os.PathLike[str],
     *,
-    public_key: PublicKey | None = None,
+    public_key: PublicKey | Sequence[PublicKey] | None = None,
     anchor: str | os.PathLike[str] | None = None,
     pruned: bool = False,
 ) -> Report:
     """Verify the log at `path`, with the files before it.
 
-    `public_key`: of the checkpoints; without it only the chain is looked at. `anchor`: a file with checkpoints that
-    were kept elsewhere. `pruned`: older files were removed on purpose. Raises ConfigError if there is no such log.
+    `public_key`: of the checkpoints, or several if it was changed over time; without one only the chain is looked at.
+    `anchor`: a file with checkpoints that were kept elsewhere. `pruned`: older files were removed on purpose. Raises
+    ConfigError if there is no such log.
     """
     base = Path(path)
+    keys = (public_key,) if isinstance(public_key, PublicKey) else tuple(public_key or ())
     files = segments(base)
     if not files:
         raise ConfigError(f"there is no audit log {base}")
-    report = Report(path=str(base), signed=public_key is not None)
-    with nullcontext() if anchor is None else _opened(Path(anchor)) as kept:
-        reader = _Reader(report, public_key, None if kept is None else _checkpoints(kept), pruned)
-        for number, file in enumerate(files, start=1):
-            reader.read(file, is_last=number == len(files))
-        return reader.finish()
+    while True:
+        report = Report(path=str(base), signed=bool(keys))
+        # The anchor first: it only has what is in the log already, which may go on while it is read.
+        with nullcontext() if anchor is None else _opened(Path(anchor)) as kept:
+            reader = _Reader(report, keys, None if kept is None else _checkpoints(kept), pruned)
+            for number, file in enumerate(files, start=1):
+                reader.read(file, is_last=number == len(files))
+            reader.finish()
+        before, files = files, segments(base)
+        if report.ok or files == before:
+            return report
+        # The log went on in another file meanwhile: what was read was not one moment of it.
 
 
 def _opened(anchor: Path) -> BinaryIO:
@@ -126,14 +134,23 @@ def _opened(anchor: Path) -> BinaryIO:
 
 
 def _checkpoints(anchor: BinaryIO) -> Iterator[tuple[Checkpoint, bytes]]:
-    """The checkpoints that an anchor keeps, each with its line."""
-    for line in anchor:
-        try:
-            item = decode(line)
-        except NOT_A_LINE:
-            continue  # half a line, left by a process that was killed
-        if isinstance(item, Checkpoint):
-            yield item, line.rstrip(b"\n")
+    """The checkpoints that an anchor keeps now, each with its line."""
+    rest = os.fstat(anchor.fileno()).st_size
+
+    def kept() -> Iterator[tuple[Checkpoint, bytes]]:
+        nonlocal rest
+        for line in anchor:
+            rest -= len(line)
+            if rest < 0:
+                return
+            try:
+                item = decode(line)
+            except NOT_A_LINE:
+                continue  # half a line, left by a process that was killed
+            if isinstance(item, Checkpoint):
+                yield item, line.rstrip(b"\n")
+
+    return kept()
 
 
 class _Reader:
@@ -142,14 +159,14 @@ class _Reader:
     def __init__(
         self,
         report: Report,
-        key: PublicKey | None,
+        keys: Sequence[PublicKey],
         anchors: Iterator[tuple[Checkpoint, bytes]] | None,
         pruned: bool,
     ) -> None:
         self.report = report
-        self._key = key
+        self._keys = keys
         self._pruned = pruned
-        self._anchors = None if anchors is None else _Anchors(anchors, key, self)
+        self._anchors = None if anchors is None else _Anchors(anchors, keys, self)
         self._seq = 0
         self._heads: tuple[str, ...] = (GENESIS,)
         """What the next line may say is before it; nothing: anything."""
@@ -312,11 +329,11 @@ class _Reader:
             bad = f"it says that {item.count:,} records are before it"
         elif item.number != number + 1 or item.previous != before:
             bad = f"it does not follow checkpoint {number}"
-        elif self._key is not None and not _is_signed(line, item, self._key):
-            bad = f"it is not signed by the key {self._key.id}"
+        elif self._keys and not _is_signed(line, item, self._keys):
+            bad = f"it is not signed by the key {_named(self._keys)}"
         if bad is not None:
             self._tell("checkpoint", place, item.seq, f"checkpoint {item.number}: {bad}")
-        elif self._key is not None and not report.problem_count:
+        elif self._keys and not report.problem_count:
             report.signed_through = item.seq
         self._checkpoint = (item.number, digest)
         if self._anchors is not None:
@@ -324,8 +341,8 @@ class _Reader:
 
     # --- the end -----------------------------------------------------------------------------------------------
 
-    def finish(self) -> Report:
-        """What was found, with what was not shown."""
+    def finish(self) -> None:
+        """Say what was found, and what was not shown."""
         report = self.report
         report.last = self._seq
         if self._anchors is not None:
@@ -334,14 +351,16 @@ class _Reader:
             self._tell("truncated", _Place(report.path, 1), None, "there is nothing in it")
         elif report.log is None:
             self._tell("foreign", _Place(report.path, 1), None, "it has no first line of an audit log")
-        if self._key is not None and not report.checkpoints:
-            self._tell("checkpoint", self._before, self._seq, f"nothing is signed by the key {self._key.id}")
+        if self._keys and not report.checkpoints:
+            self._tell(
+                "checkpoint", self._before, self._seq, f"nothing is signed by the key {_named(self._keys)}"
+            )
         for kind, count in self._counted.items():
             if count > TOLD:
                 report.notes.append(f"{count - TOLD:,} more notes of the kind {kind!r}")
         if not report.closed:
             report.notes.append("the log is still open, or the process that wrote it was killed")
-        if self._key is None:
+        if not self._keys:
             report.notes.append(
                 "no public key: the chain was verified, but whoever could write the files could have made it all anew, "
                 "or cut off the end"
@@ -354,7 +373,6 @@ class _Reader:
             report.notes.append(
                 "no anchor: if the end was cut off together with its checkpoints, this does not show"
             )
-        return report
 
     def _tell(self, kind: Kind, place: _Place, seq: int | None, message: str) -> None:
         report = self.report
@@ -374,10 +392,10 @@ class _Anchors:
     """Compares the checkpoints of a log with those that were kept elsewhere; both come in order."""
 
     def __init__(
-        self, source: Iterator[tuple[Checkpoint, bytes]], key: PublicKey | None, reader: _Reader
+        self, source: Iterator[tuple[Checkpoint, bytes]], keys: Sequence[PublicKey], reader: _Reader
     ) -> None:
         self._source = source
-        self._key = key
+        self._keys = keys
         self._reader = reader
         self._log: str | None = None
         self._next: tuple[Checkpoint, str] | None = None
@@ -439,12 +457,16 @@ class _Anchors:
             hashed = hashlib.sha256(line[:-TAIL]).hexdigest()
             if item.log != self._log or own_hash(line) != hashed:
                 continue
-            if self._key is not None and not _is_signed(line, item, self._key):
+            if self._keys and not _is_signed(line, item, self._keys):
                 continue  # somebody else's: it proves nothing
             self._next = (item, hashed)
             return
 
 
-def _is_signed(line: bytes, item: Checkpoint, key: PublicKey) -> bool:
+def _is_signed(line: bytes, item: Checkpoint, keys: Sequence[PublicKey]) -> bool:
     body, found, _ = line.rpartition(SIGNATURE)
-    return bool(found) and key.verifies(body, item.signature)
+    return bool(found) and any(key.id == item.key and key.verifies(body, item.signature) for key in keys)
+
+
+def _named(keys: Sequence[PublicKey]) -> str:
+    return " or ".join(key.id for key in keys)
