@@ -221,3 +221,14 @@ async def test_an_agent_counts_with_the_whole_runtime() -> None:
     async with Runtime() as runtime:
         assert (await runtime.run(ask, "hi")).output is True
         assert (await runtime.run(ask, "hi")).output is False
+
+
+@scenario
+async def test_an_agent_asks_the_limiter_of_its_runtime() -> None:
+    async def careful(message: str, ctx: Context) -> list[bool]:
+        return [bool(await ctx.rate_limits.check_rate_limit("user:42", 2, 60)) for _ in range(2)]
+
+    async with Runtime() as runtime:
+        assert await output_of(runtime, careful) == [True, True]
+        assert await output_of(runtime, careful) == [False, False]
+        assert not await runtime.rate_limits.check_rate_limit("user:42", 2, 60)
