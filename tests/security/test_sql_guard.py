@@ -12,6 +12,7 @@ import pytest
 from agentrt.errors import ConfigError
 from agentrt.security.sanitize import UnsafeInput
 from agentrt.security.sql import Dialect, sql_guard
+from agentrt.security.sql_statement import Guard
 from security.statements import ANALYTIC, HOSTILE, HOSTILE_ELSEWHERE, OTHER_DIALECTS
 
 TABLES = ("customers", "orders", "items", "staff")
@@ -54,6 +55,8 @@ def test_a_hostile_statement_is_refused(
         ("SELECT 'open", "syntax", "a quote or comment without an end"),
         ("SELECT pg_sleep(1)", "function", "calls the function 'pg_sleep', which is not among those allowed"),
         ("SELECT * FROM a FOR UPDATE", "clause", "has LOCKS, which is not allowed where data are only read"),
+        ("SELECT * FROM ROWS FROM (generate_series(1, 2))", "clause", "has ROWS FROM"),
+        ("WITH a AS (something) SELECT 1", "statement", "has something else than a SELECT in its WITH"),
         ("SELECT * FROM pg_shadow", "catalog", "reads 'pg_shadow', which belongs to the database itself"),
         ("SELECT 'x'::secret_type", "type", "converts to a type that is not a common one"),
         ("SELECT " + "(" * 61 + "1" + ")" * 61, "depth", "is nested too deeply"),
@@ -110,6 +113,7 @@ def test_a_chain_of_a_thousand_conditions_is_not_too_deep() -> None:
         "SELECT 1 UNION TABLE vault",
         "WITH a AS (SELECT * FROM vault) SELECT * FROM a",
         "SELECT * FROM public.orders",
+        "WITH vault AS (SELECT 1) SELECT * FROM public.vault",
         "SELECT * FROM other.shop.orders",
         'SELECT * FROM "Orders"',
         # A name that a WITH gives elsewhere, or gives only later.
@@ -156,7 +160,9 @@ def test_a_catalog_may_be_allowed_by_name() -> None:
 # ------------------------------------------------------------------------------------------------------ functions
 def test_functions_are_added_by_name() -> None:
     assert refusal("SELECT my_score(total) FROM orders").rule == "function"
-    assert "my_score" in sql_guard("SELECT MY_SCORE(1)", dialect="postgres", functions=["my_score"]).lower()
+    for name in ("my_score", "MY_SCORE", "My_Score"):
+        sql = f"SELECT {name}(1)"
+        assert sql_guard(sql, dialect="postgres", functions=["My_score"]) == sql
     allowed = ["shop.score", "gen_random_uuid", "current_user"]
     assert sql_guard(
         "SELECT shop.score(1), gen_random_uuid(), current_user", dialect="postgres", functions=allowed
@@ -164,6 +170,30 @@ def test_functions_are_added_by_name() -> None:
     assert refusal("SELECT other.score(1)", functions=allowed).rule == "function"
     assert refusal("SELECT score(1)", functions=allowed).rule == "function"
     assert refusal("SELECT * FROM other.score(1)", functions=allowed).rule == "function"
+
+
+def test_a_function_in_quotes_is_not_the_one_of_the_list() -> None:
+    assert sql_guard("SELECT AGE(now())", dialect="postgres")
+    assert refusal('SELECT "AGE"(now())').rule == "function"
+    assert refusal('SELECT "My_Score"(1)', functions=["my_score"]).rule == "function"
+
+
+# ----------------------------------------------------------------------------------- what is returned is checked too
+@pytest.mark.parametrize(
+    ("written", "rule"),
+    [
+        (["SELECT pg_sleep(1)"], "function"),
+        (["SELECT 1; DROP TABLE orders"], "statement"),
+        (["SELECT * FROM vault"], "table"),
+        (["SELECT 2", "SELECT 3"], "rendering"),
+    ],
+)
+def test_a_statement_that_is_written_wrongly_is_refused(
+    monkeypatch: pytest.MonkeyPatch, written: list[str], rule: str
+) -> None:
+    texts = iter(written)
+    monkeypatch.setattr(Guard, "_rendered", lambda self, tree: next(texts))
+    assert refusal("SELECT 1", tables=TABLES).rule == rule
 
 
 # ------------------------------------------------------------------------------------------------------- max_rows
