@@ -6,6 +6,7 @@ As the real one it answers a request without a token by the challenge that tells
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +47,7 @@ class KeyVault(HttpServer):
         self.tokens: Answer | None = None
         self.failure: Answer | None = None
         self._hanging = False
+        self._hung: list[threading.Thread] = []
         self.accepts = TOKEN
         self.passwords: set[str] | None = None
         self.logins: list[dict[str, str]] = []
@@ -72,10 +74,13 @@ class KeyVault(HttpServer):
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """What comes with a token meanwhile is answered at the end of the block."""
+        """What comes with a token meanwhile is answered at the end of the block. By then, who asked should have gone:
+        the end of his connection is waited for, since TLS has a farewell, without which his side stays half open."""
         self._hanging = True
         yield
         self._hanging = False
+        while self._hung:
+            self._hung.pop().join(1.0)
 
     def reads(self) -> list[str]:
         """What was asked for with a token: the paths."""
@@ -88,8 +93,10 @@ class KeyVault(HttpServer):
     # ------------------------------------------------------------------------------------- what it does then
     def _take(self, request: Request) -> Answer | None:
         answer = super()._take(request)
-        while self._hanging and "authorization" in request.headers and not self._stopping.wait(0.02):
-            pass
+        if self._hanging and "authorization" in request.headers:
+            self._hung.append(threading.current_thread())
+            while self._hanging and not self._stopping.wait(0.02):
+                pass
         return answer
 
     def respond(self, request: Request) -> Answer:
