@@ -11,6 +11,10 @@ together is not fetched anew together. So who reads regularly never waits, nobod
 the provider answers, and an outage of up to `stale` is bridged. A value that ends by itself (a lease) ages from two
 thirds of its time on and is never given after its end.
 
+In an outage one reader at most waits for the first fetch to fail. From then on the old value is given at once, while a
+fetch is tried behind it whenever the provider has been left alone for `REST`; who comes long after that waits again,
+for the provider may be well by then.
+
 A provider that says Denied, NotFound or Invalid has answered: what is kept is forgotten at once.
 """
 

@@ -55,11 +55,10 @@ class Fetches:
         """What a reader gets of a slot whose value is missing or no longer fresh. `wait`: for a fetch in any case."""
         now, kept = asyncio.get_running_loop().time(), slot.kept
         if kept is not None and not wait:
-            if now < kept.end:
+            in_outage = slot.is_down and now < kept.retry + REST
+            if now < kept.end or (now < kept.last and in_outage):
                 if now >= kept.retry:
                     _ = self._fetch(slot)
-                return kept
-            if now < min(kept.last, kept.retry):
                 return kept
         elif now < slot.missing_until:
             raise SecretNotFound(slot.missing)

@@ -90,12 +90,12 @@ class SecretsProviderTests(Suite):
     `secrets`: values by `secret://` reference that `host.secret` gives while the provider is opened. `credentials`:
     texts that must occur in no message and no log line (the token by which the provider logs in); stored values are
     looked for anyhow. `values`: what is stored and must come back as it was; shorten it if the service takes less.
-    `patience` (10.0): seconds that one test may take, and that a changed secret may take to be seen.
+    `patience` (20.0): seconds that one test may take, and that a changed secret may take to be seen.
     """
 
     secrets: ClassVar[Mapping[str, str]] = {}
     credentials: ClassVar[Sequence[str]] = ()
-    patience: ClassVar[float] = 10.0
+    patience: ClassVar[float] = 20.0
     values: ClassVar[Sequence[str]] = (
         "a-plain-value",
         "  blanks  around and inside  ",

@@ -202,6 +202,8 @@ async def test_denied_in_the_middle_of_an_outage_ends_it_too() -> None:
     assert await value(secrets) == "one"
     source.answer = SecretDenied("no")
     await advance(31.0)
+    assert await value(secrets) == "one"  # for all that is known it is still down: this begins the fetch
+    await advance(0.1)
     with pytest.raises(SecretDenied):
         await value(secrets)
     source.answer = SecretUnavailable("down")
@@ -237,6 +239,34 @@ async def test_a_provider_that_is_down_is_left_alone_for_half_a_minute_at_a_time
         await value(secrets)
         await advance(1.0)
     assert source.calls == 1 + 4 + 1
+
+
+async def test_in_an_outage_only_the_first_reader_waits() -> None:
+    source = Source()
+    secrets = managed(source)
+    await value(secrets)
+    source.answer, source.delay = SecretUnavailable("down"), 15.0
+    await advance(HOUR)
+    loop = asyncio.get_running_loop()
+    waits: list[float] = []
+    for _ in range(200):
+        began = loop.time()
+        assert await value(secrets) == "one"
+        waits.append(loop.time() - began)
+        await advance(1.0)
+    assert [wait for wait in waits if wait > 0.0] == [15.0]
+
+
+async def test_who_comes_long_after_an_outage_waits_for_the_new_value() -> None:
+    source = Source()
+    secrets = managed(source)
+    await value(secrets)
+    source.answer = SecretUnavailable("down")
+    await advance(HOUR)
+    await value(secrets)
+    source.answer = "two"
+    await advance(60.0)
+    assert await value(secrets) == "two"
 
 
 async def test_an_outage_and_its_end_are_logged_once_without_the_value(
