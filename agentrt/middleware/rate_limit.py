@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from agentrt import options
 from agentrt.call import UNBOUNDED, Call, Next, Refusal, Wait
 from agentrt.errors import ConfigError, RateLimited
-from agentrt.security.rate_limits import Decision, RateLimiter, check_limit
+from agentrt.security.rate_limits import Decision, RateLimiter, check_limit, check_wait
 
 __all__ = ["RateLimit"]
 
@@ -53,7 +53,7 @@ class RateLimit:
         check_limit(limit, window)
         self.limit = limit
         self.window = float(window)
-        self.max_wait = options.seconds("max_wait", max_wait, open_=False)
+        self.max_wait = check_wait(max_wait)
         self.scope: Literal["run", "target"] = scope
         options.choice("scope", scope, SCOPES)
         self.key = key if key is not None else "{target}" if scope == "target" else "{kind} of {run}"

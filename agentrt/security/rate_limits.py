@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -35,6 +34,9 @@ MAX_LIMIT = 1_000_000
 
 MIN_WINDOW = 0.001
 """Seconds: a shorter one is below what a network and an event loop can keep."""
+
+MAX_SECONDS = 1e9
+"""About 30 years: what lies beyond is a mistake, and would not fit into the stores' numbers."""
 
 MAX_KEY = 200
 """Longer keys, in bytes, are kept as their digest."""
@@ -142,7 +144,7 @@ class RateLimiter:
         that is cancelled gives its turn back: those behind it keep theirs, those who come later gain. One that is
         cancelled while a store on the network is being asked may have spent its hit.
         """
-        max_wait = options.seconds("max_wait", max_wait, open_=False)
+        check_wait(max_wait)
         turn = await self._hit(key, limit, window, cost, max_wait)
         if not turn.taken:
             return Decision(False, turn.remaining, turn.wait, turn.degraded)
@@ -175,10 +177,7 @@ class RateLimiter:
     # --- inside ----------------------------------------------------------------------------------------
 
     async def _hit(self, key: str, limit: int, window: float, cost: int, max_wait: float) -> Turn:
-        if type(limit) is not int or type(window) not in (int, float):
-            check_limit(limit, window)
-        elif not (0 < limit <= MAX_LIMIT and MIN_WINDOW <= window < math.inf):
-            check_limit(limit, window)
+        check_limit(limit, window)
         if cost != 1:
             options.count("cost", cost)
         if cost > limit:
@@ -204,6 +203,9 @@ class RateLimiter:
 
 def check_limit(limit: int, window: float) -> None:
     """Raise ConfigError for what is no limit per window."""
+    are_numbers = type(limit) is int and type(window) in (int, float)
+    if are_numbers and 0 < limit <= MAX_LIMIT and MIN_WINDOW <= window <= MAX_SECONDS:
+        return  # every check comes by here: the usual case costs next to nothing
     options.count("limit", limit)
     if limit > MAX_LIMIT:
         raise ConfigError(
@@ -218,8 +220,20 @@ def micros(seconds: float) -> int:
     return round(seconds * 1e6)
 
 
+def check_wait(max_wait: float) -> float:
+    """`max_wait` if it is a wait that a store can count; else raise ConfigError."""
+    return _bounded("max_wait", max_wait, 0.0)
+
+
 def _window(window: float) -> float:
-    return options.seconds("window", window, minimum=MIN_WINDOW, open_=False)
+    return _bounded("window", window, MIN_WINDOW)
+
+
+def _bounded(name: str, value: float, minimum: float) -> float:
+    seconds = options.seconds(name, value, minimum=minimum, open_=False)
+    if seconds > MAX_SECONDS:
+        raise ConfigError(f"{name} must be at most {MAX_SECONDS:,.0f} s, about 30 years, not {value!r}")
+    return seconds
 
 
 def _short(key: str) -> str:

@@ -257,6 +257,19 @@ async def test_a_costly_turn_is_given_back_whole_and_no_more() -> None:
     assert not await limiter.check_rate_limit("a", 5, 10)
 
 
+@scenario
+async def test_the_longest_windows_and_waits_can_be_counted() -> None:
+    limiter = RateLimiter()
+    assert await limiter.check_rate_limit("a", 1, 1e9)
+    refused = await limiter.acquire("a", 1, 1e9, max_wait=1e8)
+    assert refused == Decision(False, 0, 1e9)
+    waiting = asyncio.create_task(limiter.acquire("a", 1, 1e9, max_wait=1e9))
+    await advance(1)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
 # --- opening and closing -------------------------------------------------------------------------------
 
 
@@ -433,6 +446,7 @@ def test_another_loop_whose_clock_is_behind_begins_anew() -> None:
         (("a", 1.5, 1), "limit must be a whole number of at least 1, not 1.5"),
         (("a", 1, 0), "window must be a number of seconds at least 0.001, not 0"),
         (("a", 1, float("nan")), "window must be a number of seconds at least 0.001, not nan"),
+        (("a", 1, 1e10), "window must be at most 1,000,000,000 s, about 30 years, not 10000000000.0"),
         (("a", 1, "1m"), "window must be a number of seconds at least 0.001, not '1m'"),
     ],
     ids=str,
@@ -455,6 +469,7 @@ def test_bad_arguments_are_refused(arguments: tuple[Any, ...], message: str) -> 
             "cost must be at most the limit of 5, not 6: it could never be allowed",
         ),
         ({"max_wait": -1}, "max_wait must be a number of seconds at least 0, not -1"),
+        ({"max_wait": 1e10}, "max_wait must be at most 1,000,000,000 s, about 30 years, not 10000000000.0"),
         ({"max_wait": float("inf")}, "max_wait must be a number of seconds at least 0, not inf"),
     ],
     ids=str,
