@@ -187,7 +187,10 @@ def tail(terminal: Terminal, path: Path, follow: bool, count: int, as_json: bool
     _check(path)
     if not path.exists():
         raise ConfigError(f"{path} is not there; the files before it are shown by agentrt audit show {path}")
-    file = path.open("rb")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     try:
         whole: deque[bytes] = deque(maxlen=count)
         rest = b""
@@ -203,8 +206,9 @@ def tail(terminal: Terminal, path: Path, follow: bool, count: int, as_json: bool
             rest = _print_new(file, rest, terminal, as_json=as_json)
             if _is_another(path, file):
                 rest = _print_new(file, rest, terminal, as_json=as_json)
+                following = path.open("rb")
                 file.close()
-                file = path.open("rb")
+                file = following
     finally:
         file.close()
     return OK

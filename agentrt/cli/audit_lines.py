@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from msgspec import Struct
 
+from agentrt.errors import ConfigError
 from agentrt.security.audit.record import (
     NOT_A_LINE,
     Checkpoint,
@@ -118,9 +119,14 @@ class Rows:
 
 
 def lines_of(path: Path) -> Iterator[tuple[bytes, Line | None]]:
-    """Each line of the log at `path` and of the files before it; None for what is no line of a log."""
+    """Each line of the log at `path` and of the files before it; None for what is no line of a log. Raises
+    ConfigError."""
     for file in segments(path):
-        with file.open("rb") as lines:
+        try:
+            lines = file.open("rb")
+        except OSError as error:
+            raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+        with lines:
             for line in lines:
                 if not line.endswith(b"\n"):
                     return  # it is being written

@@ -127,6 +127,17 @@ async def test_any_text_and_any_argument_can_be_recorded(tmp_path: Path) -> None
 
 
 @pytest.mark.asyncio
+async def test_large_arguments_do_not_wait_in_the_queue(tmp_path: Path) -> None:
+    path, large = tmp_path / "audit.jsonl", "x" * 1_000_000
+    async with AuditLog(path, key=b"k" * 32) as log:
+        operation = log.intent("x", "y", arguments=large)
+        assert operation._ticket.arguments is None
+        operation.ended()
+    [intent, _] = records(path)
+    assert intent["arguments_hmac"] == hmac.digest(b"k" * 32, f'"{large}"'.encode(), sha256).hex()
+
+
+@pytest.mark.asyncio
 async def test_equal_arguments_have_equal_hashes_and_others_others(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     async with AuditLog(path, key=b"k" * 16) as log:
@@ -158,6 +169,21 @@ async def test_it_is_opened_again_and_the_chain_goes_on(tmp_path: Path) -> None:
     assert report.ok, report.problems
     assert report.closed
     assert [item["type"] for item in items(path)].count("opened") == 3
+
+
+@pytest.mark.asyncio
+async def test_the_last_checkpoint_is_found_however_far_back_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    await written(path, 3)
+    numbers = [item["number"] for item in items(path) if item["type"] == "checkpoint"]
+    async with AuditLog(path, queue=5000) as log:  # without a key
+        for number in range(2000):
+            log.note("x", f'{{"type":"checkpoint",{number}')
+    await written(path, 1)
+    after = [item["number"] for item in items(path) if item["type"] == "checkpoint"]
+    assert after == list(range(1, len(after) + 1))
+    assert len(after) > len(numbers)
+    assert checked(path).ok
 
 
 # --- groups ----------------------------------------------------------------------------------------------

@@ -166,6 +166,45 @@ async def test_sinks_are_configured_opened_and_closed(tmp_path: Path) -> None:
     assert report.anchored_through == report.last
 
 
+class Calls(KeptRecords):
+    """A sink whose work goes through the pipeline, as that of a webhook does."""
+
+    def __init__(self, runtime: list[Runtime]) -> None:
+        super().__init__()
+        self.runtime = runtime
+
+    async def records(self, lines: bytes, /) -> None:
+        async def send() -> None:
+            self.lines += lines
+
+        await self.runtime[0].invoke("http", "webhook", send, idempotent=True)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("strict", [True, False])
+async def test_what_a_sink_calls_makes_no_records(tmp_path: Path, strict: bool) -> None:
+    """Each would make another call."""
+    runtimes: list[Runtime] = []
+    path, sink = tmp_path / "a", Calls(runtimes)
+    rt = Runtime(Config({"audit": {"path": str(path), "strict": strict}}))
+    assert rt.audit is not None
+    log = AuditLog(path, strict=strict, sinks=[("calls", sink)])
+    rt.audit.log = log
+    runtimes.append(rt)
+
+    async def agent(message: str) -> str:
+        return "x"
+
+    async with rt:
+        await rt.run(agent, "hi")
+        await asyncio.sleep(0.3)
+        size = path.stat().st_size
+        await asyncio.sleep(0.2)
+        assert path.stat().st_size == size, "nothing is written any more"
+    assert [item["action"] for item in items(path) if item["type"] == "record"] == ["run", "run"]
+    assert sink.lines.count(b'"action":"run"') == 2
+
+
 @pytest.mark.parametrize("path", ["", "."])
 def test_an_anchor_needs_a_file(path: str) -> None:
     with pytest.raises(ConfigError, match="path must be the name of a file"):

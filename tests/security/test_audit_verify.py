@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrt.errors import ConfigError
+from agentrt.security.audit import AuditLog, FileAnchor
 from agentrt.security.audit.checkpoints import PublicKey, SigningKey
 from agentrt.security.audit.segments import segments
+from agentrt.security.audit.verify import Report, verify
 from security.audits import KEY, OTHER_KEY, PUBLIC, SIGNING, checked, items, kinds, lines, rebuilt, written
 
 
@@ -322,6 +324,48 @@ def test_an_end_of_an_older_file_that_is_cut_is_named(rotated: Path) -> None:
     assert kinds(checked(rotated))[0] == "missing"
 
 
+def test_a_log_can_be_verified_while_it_is_written(tmp_path: Path) -> None:
+    """With files that change their names, and an anchor that grows."""
+    path, keep = tmp_path / "audit.jsonl", tmp_path / "anchor.jsonl"
+    seen: list[Report] = []
+
+    async def write_and_verify() -> None:
+        sinks = [("file", FileAnchor(path=keep))]
+        log = AuditLog(path, signing_key=KEY.encode(), checkpoint_every=5, rotation=5000, sinks=sinks)
+        async with log:
+            (await log.durable_intent("x", "y")).ended()
+            while not keep.exists():
+                (await log.durable_intent("x", "y")).ended()
+            verifying = asyncio.ensure_future(asyncio.to_thread(verify_often))
+            while not verifying.done():
+                (await log.durable_intent("x", "y")).ended()
+            await verifying
+
+    def verify_often() -> None:
+        while not seen or seen[-1].files < 8:
+            seen.append(checked(path, anchor=keep))
+
+    asyncio.run(write_and_verify())
+    assert [report.problems for report in seen if not report.ok] == []
+    assert len(seen) > 8
+
+
+def test_a_key_that_was_changed_needs_both(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    other = SigningKey(OTHER_KEY, name="the new key")
+
+    async def write() -> None:
+        for key in (KEY, OTHER_KEY):
+            async with AuditLog(path, signing_key=key.encode()) as log:
+                log.note("x", "y")
+
+    asyncio.run(write())
+    assert verify(path, public_key=[PUBLIC, other.public]).ok
+    assert kinds(verify(path, public_key=PUBLIC)) == ["checkpoint"] * 2
+    [first, _] = verify(path, public_key=other.public).problems
+    assert f"not signed by the key {other.id}" in first.message
+
+
 # --- keys ------------------------------------------------------------------------------------------------
 
 
@@ -369,8 +413,6 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
 
     async def fill() -> None:
-        from agentrt.security.audit import AuditLog
-
         async with AuditLog(path, queue=30_000) as log:
             for number in range(10_000):
                 log.note("x", f"thing:{number}")

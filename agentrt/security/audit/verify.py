@@ -178,35 +178,45 @@ class _Reader:
     # --- lines -----------------------------------------------------------------------------------------------
 
     def read(self, path: Path, *, is_last: bool) -> None:
-        """Read one file."""
-        name, number = str(path), 0
+        """Read one file. Raises ConfigError if that is not allowed."""
+        try:
+            file = path.open("rb", buffering=1 << 20)
+        except FileNotFoundError:
+            self._tell("missing", _Place(str(path), 0), None, "it was there a moment ago")
+            return
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        with file:
+            self._read(file, str(path), is_last=is_last)
+
+    def _read(self, file: BinaryIO, name: str, *, is_last: bool) -> None:
+        number = 0
         report = self.report
         report.files += 1
         sha256, decode_head, end = hashlib.sha256, _heads.decode, -TAIL - 1
-        with path.open("rb", buffering=1 << 20) as file:
-            while line := file.readline(MAX_LINE):
-                number += 1
-                if not line.endswith(b"\n"):
-                    self._torn(name, number, is_last=is_last)
-                    continue
-                digest = sha256(line[:end]).hexdigest()
-                if line[end:] != b',"hash":"%s"}\n' % digest.encode():
-                    self._edited(_Place(name, number), line[:-1], digest)
-                    continue
-                try:
-                    head = decode_head(line)
-                except NOT_A_LINE:
-                    self._tell("foreign", _Place(name, number), None, "it is no line of an audit log")
-                    self._heads = (digest,)
-                    continue
-                if head.seq != self._seq + 1 or head.prev not in self._heads:
-                    self._misplaced(_Place(name, number), head)
-                self._seq, self._heads = head.seq, (digest,)
-                if report.first is None:
-                    report.first = head.seq
-                if head.type != "record" or number == 1:
-                    self._special(_Place(name, number), head, line[:-1], digest)
-                self._before = _Place(name, number)  # for what the next line may say of this one
+        while line := file.readline(MAX_LINE):
+            number += 1
+            if not line.endswith(b"\n"):
+                self._torn(name, number, is_last=is_last)
+                continue
+            digest = sha256(line[:end]).hexdigest()
+            if line[end:] != b',"hash":"%s"}\n' % digest.encode():
+                self._edited(_Place(name, number), line[:-1], digest)
+                continue
+            try:
+                head = decode_head(line)
+            except NOT_A_LINE:
+                self._tell("foreign", _Place(name, number), None, "it is no line of an audit log")
+                self._heads = (digest,)
+                continue
+            if head.seq != self._seq + 1 or head.prev not in self._heads:
+                self._misplaced(_Place(name, number), head)
+            self._seq, self._heads = head.seq, (digest,)
+            if report.first is None:
+                report.first = head.seq
+            if head.type != "record" or number == 1:
+                self._special(_Place(name, number), head, line[:-1], digest)
+            self._before = _Place(name, number)  # for what the next line may say of this one
         report.records += number
 
     def _torn(self, name: str, number: int, *, is_last: bool) -> None:
