@@ -274,6 +274,34 @@ asyncio.run(main())
     assert checked(path, None).closed
 
 
+@pytest.mark.asyncio
+async def test_opening_that_is_cancelled_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    real = LogFile.open
+
+    def slow(self: LogFile) -> None:
+        go.wait(5)
+        real(self)
+
+    monkeypatch.setattr(LogFile, "open", slow)
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    log.note("x", "y")
+    opening = asyncio.ensure_future(log.open())
+    await asyncio.sleep(0.05)
+    opening.cancel()
+    await asyncio.sleep(0.05)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await log.aclose()
+    assert len(records(path)) == 1
+    async with AuditLog(path):
+        pass  # nobody has it any more
+
+
 # --- waiting ---------------------------------------------------------------------------------------------
 
 

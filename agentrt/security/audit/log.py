@@ -206,14 +206,17 @@ class AuditLog:
                     await prepare()
             finally:
                 _OPENING.reset(token)
-            self._sinks.open()
-            try:
-                await asyncio.to_thread(self._writer.start, keys)
-            except BaseException:
-                await self._sinks.aclose(0.0)
-                raise
             self._keys = keys
-            _OPEN.add(self)
+            self._sinks.open()
+            starting = asyncio.ensure_future(asyncio.to_thread(self._writer.start, keys))
+            try:
+                await asyncio.shield(starting)
+            finally:
+                await asyncio.wait([starting])  # whoever is cancelled: a thread is not, and may open it yet
+                if starting.exception() is None:
+                    _OPEN.add(self)
+                else:
+                    await self._sinks.aclose(0.0)
 
     async def __aenter__(self) -> Self:
         await self.open()
