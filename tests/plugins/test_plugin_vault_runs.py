@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +149,28 @@ async def test_an_outage_serves_what_is_kept_and_a_denial_does_not(
             await runtime.secrets.refresh(reference)
         with pytest.raises(SecretDenied):
             await runtime.secrets.get(reference)
+
+
+async def test_no_span_and_no_log_line_of_a_run_has_what_was_secret(
+    front: Front, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"app/{secrets.token_hex(4)}"
+    front.server.write(name, {"value": "a-value-for-no-span"})
+    tables = config(front, monkeypatch, {f"secret/data/{name}": ["read"]})
+    tables["telemetry"] = {"file": {"path": str(tmp_path / "telemetry.jsonl")}}
+    async with Runtime(Config(tables)) as runtime:
+        await runtime.run(Reader(), f"secret://vault/{name}#value")
+        with pytest.raises(SecretDenied) as denied:
+            await runtime.run(Reader(), "secret://vault/app/denied")
+    told = (tmp_path / "telemetry.jsonl").read_text()
+    told += caplog.text + "".join(traceback.format_exception(denied.value))
+    assert '"type":"span"' in told
+    assert "denies GET secret/data/app/denied" in told
+    tokens = {request.headers.get("x-vault-token") for request in front.requests} - {None}
+    assert tokens
+    for hidden in (*tokens, os.environ[SECRET_ID], "a-value-for-no-span"):
+        assert hidden is not None
+        assert hidden not in told
 
 
 def _policy_of(front: Front) -> str:
