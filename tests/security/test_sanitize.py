@@ -257,12 +257,30 @@ def test_a_text_passes_unchanged_exactly_if_it_breaks_no_rule(text: str, type: U
     assert refused is None or len(refused) < 300
 
 
-def test_every_character_by_itself_is_judged_by_its_properties() -> None:
-    for code in range(0x110000):
+# The first two planes, the one with the tags, and where the others begin and end.
+CODES = [
+    *range(0x20000),
+    *range(0xE0000, 0xE1010),
+    *(
+        plane + place
+        for plane in range(0, 0x110000, 0x10000)
+        for place in (0, 1, 0xFFF0, 0xFFFD, 0xFFFE, 0xFFFF)
+    ),
+]
+
+
+@pytest.mark.parametrize("type", USES)
+def test_every_character_by_itself_is_judged_by_its_properties(type: Use) -> None:
+    wrong = []
+    for code in CODES:
         character = chr(code)
         try:
-            sanitize_input(character, "sql")
+            sanitize_input(f"a{character}", type)
         except UnsafeInput:
-            assert is_refused(character, "sql"), hex(code)
+            refused = True
         else:
-            assert not is_refused(character, "sql"), hex(code)
+            refused = False
+        # "a:" is a drive, "a/" ends in an empty name.
+        if refused != (is_refused(character, type) or (type == "path" and character in ":/\\")):
+            wrong.append(hex(code))
+    assert wrong == []
