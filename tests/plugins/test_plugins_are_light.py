@@ -28,7 +28,7 @@ HEAVY = (
     "package",
     [
         "agentrt_aws", "agentrt_aws.secrets", "agentrt_azure", "agentrt_datadog", "agentrt_gcp",
-        "agentrt_prometheus", "agentrt_zipkin",
+        "agentrt_prometheus", "agentrt_redis", "agentrt_zipkin",
     ],
 )  # fmt: skip
 def test_importing_a_plugin_loads_no_client(package: str) -> None:
