@@ -1,6 +1,7 @@
 """Secrets: references instead of values, providers that resolve them, and a type that does not give them away.
 
-`SecretsManager` is in `agentrt.secrets.manager`, the provider of the environment in `agentrt.secrets.env`.
+`SecretsManager` is in `agentrt.secrets.manager`; how long it keeps a value, in `cache`; the providers that come with
+agentrt, in `env`, `dotenv` and `file`.
 """
 
 from agentrt.secrets.protocol import (

@@ -18,8 +18,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
 
@@ -43,10 +42,10 @@ from agentrt.testing.backend_thread import SLACK, leaves_nothing
 from agentrt.testing.plain_host import PlainHost
 from agentrt.testing.secrets_checks import (
     NAME,
+    ProviderTrial,
     block_of,
     check_value,
     let_through,
-    log_lines,
     named,
     read,
     text_of,
@@ -83,7 +82,7 @@ STRANGE_NAMES = (
 """Names that no service has. Some could be read as something else: a path, a query, a header."""
 
 
-class SecretsProviderTests(Suite):
+class SecretsProviderTests(Suite, ProviderTrial):
     """Subclass it, say how to `make` the provider and how to `store` a secret. The more of the other methods there are,
     the more is tested; tests that lack theirs are left out.
 
@@ -93,9 +92,6 @@ class SecretsProviderTests(Suite):
     `patience` (20.0): seconds that one test may take, and that a changed secret may take to be seen.
     """
 
-    secrets: ClassVar[Mapping[str, str]] = {}
-    credentials: ClassVar[Sequence[str]] = ()
-    patience: ClassVar[float] = 20.0
     values: ClassVar[Sequence[str]] = (
         "a-plain-value",
         "  blanks  around and inside  ",
@@ -106,18 +102,7 @@ class SecretsProviderTests(Suite):
         "long-" + "0123456789" * 1000,
     )
 
-    # --- what a plugin's author writes ------------------------------------------------------------------
-
-    def make(self) -> SecretsProvider:
-        """A new provider that reads from a working service of the tests. Called several times in a test."""
-        raise NotImplementedError(f"{type(self).__name__} needs `def make(self)`, which returns the provider")
-
-    def store(self, name: str, value: str) -> SecretRef:
-        """Put `value` under `name` (letters and digits) into the service, or replace what is there, and return the
-        reference by which the provider finds it. Called in another thread than the provider; may block."""
-        raise NotImplementedError(
-            f"{type(self).__name__} needs `def store(self, name, value)`, which returns a SecretRef"
-        )
+    # --- what a plugin's author may add -----------------------------------------------------------------
 
     def missing(self) -> SecretRef:
         """A reference to a secret that is not there."""
@@ -478,96 +463,3 @@ class SecretsProviderTests(Suite):
             check(await read(provider, ref) == "a-value-that-hangs", "after it hung it reads another value")
 
         self._run(scenario)
-
-    # --- inside -----------------------------------------------------------------------------------------
-
-    def _stored(self, word: str, value: str) -> SecretRef:
-        known: list[str] = self.__dict__.setdefault("_stored_values", [])
-        known.append(value)
-        ref = self.store(f"conformance{word}", value)
-        check(isinstance(ref, SecretRef), f"`store` must return a SecretRef, not {type(ref).__name__}")
-        return named(ref)
-
-    async def _open(self, provider: Any) -> None:
-        if hasattr(provider, "open"):
-            await provider.open(PlainHost(self.secrets))
-
-    def _run(
-        self, scenario: Callable[[Any], Awaitable[None]], provider: SecretsProvider | None = None
-    ) -> None:
-        """`scenario` with a provider from `open` to `aclose`, which must leave no task."""
-
-        async def life() -> None:
-            used = self.make() if provider is None else provider
-            try:
-                await self._open(used)
-                await scenario(used)
-            finally:
-                await close_plugin(used)
-
-        self._alone(life)
-
-    def _alone(self, life: Callable[[], Awaitable[None]]) -> None:
-        async def bounded() -> None:
-            try:
-                async with asyncio.timeout(self.patience):
-                    await life()
-            except TimeoutError as error:
-                raise AssertionError(f"it took more than {self.patience:g} s") from error
-            own = asyncio.current_task()
-            await asyncio.sleep(0)  # for the callbacks of what has just ended
-            tasks = [repr(task) for task in asyncio.all_tasks() if task is not own]
-            check(not tasks, f"after aclose there are tasks left: {', '.join(tasks)}")
-
-        with log_lines() as lines:
-            asyncio.run(bounded())
-        for line in lines:
-            self._check_text("a log line", line)
-
-    def _refuses(
-        self, word: str, block: Callable[[], AbstractContextManager[object]], kind: type[Exception]
-    ) -> Exception:
-        """What a provider raises in `block`, whether it was made before it or inside."""
-        ref = self._stored(word, f"a-value-never-{word}")
-        errors: list[Exception] = []
-
-        async def before(provider: SecretsProvider) -> None:
-            await read(provider, ref)
-            async with block_of(block):
-                errors.append(await self._error(read(provider, ref), kind))
-
-        async def within() -> None:
-            async with block_of(block):
-                provider = self.make()
-                try:
-                    await self._error(self._opened_and_read(provider, ref), kind)
-                finally:
-                    await close_plugin(provider)
-
-        self._run(before)
-        self._alone(within)
-        return errors[0]
-
-    async def _opened_and_read(self, provider: SecretsProvider, ref: SecretRef) -> str:
-        await self._open(provider)
-        return await read(provider, ref)
-
-    async def _error(self, reading: Awaitable[Any], *kinds: type[Exception]) -> Exception:
-        names = " or ".join(kind.__name__ for kind in kinds)
-        try:
-            await reading
-        except kinds as error:
-            self._check_silent(error)
-            return error
-        except Exception as error:
-            raise let_through(f"where {names} was expected it", error) from error
-        raise AssertionError(f"it gave a value where {names} was expected")
-
-    def _check_silent(self, error: Exception) -> None:
-        self._check_text("an error's traceback", "".join(traceback.format_exception(error)))
-        self._check_text("an error's repr", repr(error))
-
-    def _check_text(self, where: str, text: str) -> None:
-        values: list[str] = self.__dict__.get("_stored_values", [])
-        check(not any(value in text for value in values), f"{where} shows the value of a secret")
-        check(not any(word in text for word in self.credentials), f"{where} shows the provider's credentials")
