@@ -6,6 +6,7 @@ Credentials, profiles and endpoints are found as boto finds them. boto's own ret
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from agentrt_aws.signing import Signer
 
 __all__ = ["AwsClient", "Place"]
+
+RENEWAL_PAUSE = 30.0
+"""Seconds in which refused credentials are read anew at most once."""
 
 
 class Place:
@@ -44,6 +48,10 @@ class AwsClient:
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._making = asyncio.Lock()
+        self._retired: AsyncExitStack | None = None
+        self._renewed_at = -math.inf
+        self.generation = 0
+        """How many times credentials were read anew."""
 
     async def call(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to an operation ("put_log_events"). Raises TransientError, ThrottledError or PermanentError."""
@@ -60,6 +68,22 @@ class AwsClient:
         answer: dict[str, Any] = await getattr(client, operation)(**parameters)
         return answer
 
+    async def renew(self, generation: int) -> bool:
+        """Read the credentials anew for the next call, after those of this generation were refused. False if that was
+        done less than 30 s ago: they are what there is."""
+        if generation == self.generation:
+            now = asyncio.get_running_loop().time()
+            if now < self._renewed_at + RENEWAL_PAUSE:
+                return False
+            self._renewed_at = now
+            self.generation += 1
+            # The client so far is closed the next time: others may be using it.
+            retired, self._retired = self._retired, self._stack
+            self._stack = self._client = None
+            if retired is not None:
+                await retired.aclose()
+        return True
+
     async def signer(self) -> Signer:
         """Signs requests that boto does not make."""
         from agentrt_aws.failures import failure
@@ -73,15 +97,19 @@ class AwsClient:
             raise failure(error, self.place.table, f"{self.service}:*") from error
 
     async def aclose(self) -> None:
-        stack, self._stack, self._client = self._stack, None, None
-        if stack is not None and self._loop is asyncio.get_running_loop():
-            await stack.aclose()
+        stacks = self._stack, self._retired
+        self._stack = self._retired = self._client = None
+        if self._loop is asyncio.get_running_loop():
+            for stack in stacks:
+                if stack is not None:
+                    await stack.aclose()
 
     async def _ready(self) -> Any:
         """The client of the running loop; the first callers wait for the same one."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._stack, self._client, self._loop, self._making = None, None, loop, asyncio.Lock()
+            self._stack = self._retired = self._client = None
+            self._loop, self._making, self._renewed_at = loop, asyncio.Lock(), -math.inf
         if self._client is None:
             async with self._making:
                 if self._client is None:

@@ -140,10 +140,18 @@ class AwsSecrets:
             request["NextToken"] = answer["NextToken"]
 
     async def _ask(self, operation: str, parameters: Mapping[str, Any], what: str) -> dict[str, Any]:
+        from agentrt_aws.failures import UNKNOWN_KEY, code_of
         from agentrt_aws.secret_failures import cause, secret_failure
 
+        generation = self._client.generation
         try:
             with _unlogged():
+                try:
+                    return await self._client.ask(operation, parameters)
+                except Exception as error:
+                    # The file that boto read them from may have others by now.
+                    if code_of(error) not in UNKNOWN_KEY or not await self._client.renew(generation):
+                        raise
                 return await self._client.ask(operation, parameters)
         except Exception as error:
             raise secret_failure(error, what, self._client.permission(operation)) from cause(error)
