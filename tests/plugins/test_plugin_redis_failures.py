@@ -21,6 +21,7 @@ from servers.faulty import BlackHole, Refusing
 from servers.valkey import Valkey
 
 from agentrt.call import Refusal
+from agentrt.config import Config
 from agentrt.errors import ConfigError, RateLimited, TransientError
 from agentrt.middleware.rate_limit import RateLimit
 from agentrt.pipeline import Pipeline
@@ -284,6 +285,21 @@ async def test_an_error_reply_is_a_failure_that_is_told(
 
 
 # --- secrets and TLS -----------------------------------------------------------------------------------
+
+
+async def test_a_password_may_be_given_by_code_or_the_environment() -> None:
+    with Valkey(password="right-word") as server:
+        async with limiter_on(server.url, password="right-word") as limiter:
+            assert await limiter.check_rate_limit("a", 5, 60) == Decision(True, 4, 0.0)
+        environ = {
+            "AGENTRT_RATE_LIMITS__BACKEND": "redis",
+            "AGENTRT_RATE_LIMITS__REDIS__URL": server.url,
+            "AGENTRT_RATE_LIMITS__REDIS__PASSWORD": "right-word",
+        }
+        config = Config.load(environ=environ)
+        assert "right-word" not in repr(config)
+        async with RateLimiter.from_config(config, PlainHost()) as limiter:
+            assert await limiter.check_rate_limit("a", 5, 60) == Decision(True, 3, 0.0)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["password", "url"])

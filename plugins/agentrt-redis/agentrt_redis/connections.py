@@ -47,9 +47,9 @@ class Connections:
     ) -> None:
         self._address = None if is_secret(url) else Address.parse(url)
         if self._address is not None and self._address.password is not None:
-            raise ConfigError('url holds a password: leave it out, and give password = "secret://NAME"')
-        if password is not None and not is_secret(password):
-            raise ConfigError('the password stands there itself: give password = "secret://NAME"')
+            raise ConfigError(
+                'url holds a password: leave it out, and give password= or "secret://NAME" for the url'
+            )
         self._url = url
         self._username = username
         self._password = password
@@ -103,11 +103,11 @@ class Connections:
 
         more: dict[str, Any] = address.connection(self._ca_file)
         username = self._username or address.username
-        if self._password is not None:
-            reference = self._password
-            more["credential_provider"] = _credentials(username, lambda: self._resolved(reference))
-        elif address.password is not None or username is not None:
-            more.update(username=username, password=address.password or "")
+        password = self._password or address.password
+        if password is not None and is_secret(password):
+            more["credential_provider"] = _credentials(username, lambda: self._resolved(password))
+        elif password is not None or username is not None:
+            more.update(username=username, password=password or "")
         # redis-py's own pool raises when all its connections are in use, and its client asks up to four times.
         pool = BlockingConnectionPool(
             max_connections=self._limit,

@@ -29,8 +29,8 @@ class RedisLimits:
     """Counts on one server, Redis from 5 or Valkey; by its clock, so those of the processes do not matter.
 
     `url` ("redis://127.0.0.1:6379/0"; "rediss://" for TLS, "unix:///PATH"), or a `secret://` reference to one.
-    `username`; `password`: a `secret://` reference, looked up for every new connection. `ca_file`: certificates to
-    trust instead of the system's. `prefix` ("agentrt:rate_limits:"): what the server's keys begin with.
+    `username`; `password`, or a `secret://` reference, which is looked up for every new connection. `ca_file`:
+    certificates to trust instead of the system's. `prefix` ("agentrt:rate_limits:"): what the server's keys begin with.
     `connections` (50): so many at most; further questions queue, up to `queue_timeout` (5.0 s). `connect_timeout`
     (1.0 s), `timeout` (1.0 s): for a connection, for an answer.
     `on_failure` ("local"): what holds when the server does not answer. "open": every hit is allowed; "closed": none
