@@ -27,6 +27,7 @@ _SECONDS = frozenset(
         "attempt",
         "first_item",
         "idle",
+        "window",
         "window_seconds",
         "reset_timeout",
         "slow_call",
