@@ -219,7 +219,8 @@ async def test_an_error_of_the_service_becomes_the_right_one_and_is_not_tried_ag
         said = await refused(gcp, "db", kind)
     assert said.startswith("secret://gcp/db: ")
     assert says in said
-    assert len(gcp.calls) == 1
+    # Refused credentials are found anew once: the file that they are from may have others by now.
+    assert len(gcp.calls) == (2 if code == "UNAUTHENTICATED" else 1)
 
 
 @pytest.mark.asyncio
@@ -325,6 +326,38 @@ async def test_a_service_account_signs_what_is_sent_over_tls(
         claims = jwt.decode(token, certs=key.public_key().public_bytes(*form), verify=True)
         assert claims["iss"] == "agents@p.iam.gserviceaccount.com"
     assert len(server.calls) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_key_that_was_replaced_in_its_file_is_read_anew_at_most_once_in_a_while(
+    tmp_path: Path, certificate: Certificate
+) -> None:
+    old, new = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
+    form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    taken = old
+
+    def accepts(authorization: str) -> bool:
+        try:
+            jwt.decode(authorization.removeprefix("Bearer "), certs=taken.public_key().public_bytes(*form))
+        except ValueError:
+            return False
+        return True
+
+    path = str(service_account(tmp_path, old))
+    with GcpSecretManager(certificate) as server:
+        server.accepts = accepts
+        server.add(f"{SECRETS}/db", VALUE.encode())
+        secrets = provider(server, ca_file=str(certificate.ca), credentials_file=path)
+        assert (await secrets.get(ref("db"))).value == VALUE
+        service_account(tmp_path, new)
+        taken = new
+        found = await asyncio.gather(*(secrets.get(ref("db")) for _ in range(5)))
+        assert [value.value for value in found] == [VALUE] * 5
+        taken, before = old, len(server.calls)
+        with pytest.raises(SecretDenied, match="GCP does not accept the credentials"):
+            await secrets.get(ref("db"))
+        assert len(server.calls) == before + 1
+        await secrets.aclose()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Its retries are off. Credentials are found in a thread: that reads files and may
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +18,9 @@ from agentrt.errors import ConfigError
 __all__ = ["Endpoint", "GcpClient"]
 
 T = TypeVar("T")
+
+RENEWAL_PAUSE = 30.0
+"""Seconds in which refused credentials are found anew at most once."""
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 
@@ -71,14 +75,18 @@ class GcpClient:
         """Whose the credentials are; known after the first `ready`."""
         self._credentials: Any = None
         self._client: Any = None
+        self._retired: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._making = asyncio.Lock()
+        self._renewed_at = -math.inf
+        self._generation = 0
 
     async def ready(self) -> Any:
         """The client of the running loop; the first callers wait for the same one."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._client, self._loop, self._making = None, loop, asyncio.Lock()
+            self._client = self._retired = None
+            self._loop, self._making, self._renewed_at = loop, asyncio.Lock(), -math.inf
         if self._client is None:
             async with self._making:
                 if self._client is None:
@@ -86,17 +94,46 @@ class GcpClient:
         return self._client
 
     async def call(self, ask: Callable[[Any], Awaitable[T]]) -> T:
-        """`await ask(client)`; nothing of what the client logs meanwhile gets out: it would be the answer."""
+        """`await ask(client)`; once more if the credentials were refused and have not just been found anew.
+
+        Nothing of what the client logs meanwhile gets out: it would be the answer.
+        """
+        from agentrt_gcp.failures import is_refused_login
         from agentrt_gcp.quiet import unlogged
 
-        client = await self.ready()
+        client, generation = await self.ready(), self._generation
         with unlogged():
-            return await ask(client)
+            try:
+                return await ask(client)
+            except Exception as error:
+                # The file that they are from may have others by now.
+                if not is_refused_login(error) or not await self._renew(generation):
+                    raise
+            return await ask(await self.ready())
 
     async def aclose(self) -> None:
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
-            await client.transport.close()
+        clients = self._client, self._retired
+        self._client = self._retired = None
+        if self._loop is asyncio.get_running_loop():
+            for client in clients:
+                if client is not None:
+                    await client.transport.close()
+
+    async def _renew(self, generation: int) -> bool:
+        """Find credentials anew for the next call, after those of this generation were refused. False if that was done
+        less than 30 s ago: they are what there is."""
+        if generation == self._generation:
+            now = asyncio.get_running_loop().time()
+            if now < self._renewed_at + RENEWAL_PAUSE:
+                return False
+            self._renewed_at = now
+            self._generation += 1
+            # The client so far is closed the next time: others may be using it.
+            retired, self._retired = self._retired, self._client
+            self._client = self._credentials = None
+            if retired is not None:
+                await retired.transport.close()
+        return True
 
     async def _make(self) -> Any:
         transport, channel = await asyncio.to_thread(self._prepared)

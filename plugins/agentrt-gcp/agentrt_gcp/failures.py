@@ -17,7 +17,7 @@ from agentrt.secrets import (
     SecretUnavailable,
 )
 
-__all__ = ["failure"]
+__all__ = ["failure", "is_refused_login"]
 
 SAID = 300
 """Characters of the service's own words that a message keeps."""
@@ -28,6 +28,17 @@ NO_CREDENTIALS = (
 )
 PLUGIN_FAILED = "Getting metadata from plugin failed"
 """So gRPC begins when the credentials gave no token."""
+
+REFUSED = ("invalid_grant", "invalid_client", "unauthorized", "reauth")
+"""Of these, one is in the words of a token service that refuses."""
+
+
+def is_refused_login(error: Exception) -> bool:
+    """Whether other credentials might be taken."""
+    if isinstance(error, exceptions.Unauthenticated):
+        return True
+    said = str(error.message) if isinstance(error, exceptions.GoogleAPICallError) else ""
+    return said.startswith(PLUGIN_FAILED) and any(word in said.lower() for word in REFUSED)
 
 
 def failure(error: Exception, what: str, *, permission: str, role: str) -> AgentrtError:
@@ -78,8 +89,7 @@ def _answered(error: exceptions.GoogleAPICallError, what: str, needs: str) -> Ag
 def _no_token(said: str, what: str) -> AgentrtError:
     """The service was not asked: the credentials failed first."""
     why = said.removeprefix(PLUGIN_FAILED).removeprefix(" with error").lstrip(": ")
-    text = why.lower()
-    if "invalid_grant" in text or "unauthorized" in text or "invalid_client" in text or "reauth" in text:
+    if any(word in why.lower() for word in REFUSED):
         return SecretDenied(f"{what}: the credentials give no token ({why}): {NO_CREDENTIALS}")
     return SecretUnavailable(f"{what}: there is no token, so Secret Manager was not asked ({why})")
 
