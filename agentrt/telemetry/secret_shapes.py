@@ -149,6 +149,10 @@ _PAIR = re.compile(
     r"""(?:"((?:[^"\\\n]|\\[^\n])++)|'((?:[^'\\\n]|\\[^\n])++))"""
 )
 
+_PATH = re.compile(r"/[a-z]+$")
+_BARE = re.compile(r"(?<![A-Za-z0-9_-])secret$")
+_TARGET = re.compile(r":[a-z]+(?:-[a-z]+)*(?![\w-])")
+
 
 class Shapes:
     """Replaces what looks like a secret. `keys`: more names for assignments."""
@@ -207,6 +211,10 @@ class Shapes:
                 continue
             if text.startswith("://", start) or (text[start] == ":" and _REFERENCE.search(before)):
                 continue  # "secret://name" says which secret, not what it is
+            if text[start] == ":" and (
+                _PATH.search(name) or (_BARE.search(name) and _TARGET.match(text, start))
+            ):
+                continue  # "/run/secrets: ..." is about a folder, and "secret:vault" is what our calls go to
             closing = before[len(name) :]
             after = _AFTER_QUOTE if closing else _AFTER_HEADER if kind == "header" else _AFTER_NAME
             match = after.match(text, start)

@@ -182,3 +182,28 @@ def test_time_grows_with_the_text_and_not_with_its_square(piece: str) -> None:
     small, large = seconds(12_500), seconds(100_000)
     # Eight times the text: eight times as long, a square would take 64 times.
     assert large < 24 * max(small, 0.0005)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "secret:vault",
+        "secret:my-vault: no result within its attempt limit of 5 s",
+        "there is no directory /run/secrets: mount it",
+    ],
+)
+def test_where_secrets_come_from_is_no_secret(text: str) -> None:
+    assert Redactor().text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("secret:hunter2", "secret:[redacted]"),
+        ("secret: hunter", "secret: [redacted]"),
+        ("client_secret:hunter", "client_secret:[redacted]"),
+        ("secret=hunter", "secret=[redacted]"),
+    ],
+)
+def test_what_is_assigned_to_a_secret_is_one(text: str, redacted: str) -> None:
+    assert Redactor().text(text) == redacted
