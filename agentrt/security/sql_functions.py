@@ -19,9 +19,9 @@ def _names(text: str) -> frozenset[str]:
 NODES = _names(
     """
     Select Union Except Intersect Subquery With CTE RecursiveWithSearch From Join Where Group Having Qualify
-    Order Ordered Limit LimitOptions Offset Fetch Distinct Window WindowSpec Lateral Values Tuple Table
-    TableAlias TableSample Alias Aliases Cube Rollup GroupingSets Star Identifier Column Dot Paren Var
-    WithinGroup Filter IgnoreNulls RespectNulls
+    Order Ordered Limit LimitOptions Offset Fetch Distinct Window WindowSpec Lateral Pivot PivotAlias Version
+    Values Tuple Table TableAlias TableSample Alias Aliases Cube Rollup GroupingSets Star Identifier Column Dot
+    Paren Var WithinGroup Filter IgnoreNulls RespectNulls
 
     Literal Null Boolean National HexString BitString ByteString RawString UnicodeString Interval IntervalSpan
     DataType DataTypeParam Cast TryCast JSONCast PropertyEQ Kwarg Struct Slice Bracket Array ToArray
@@ -29,8 +29,8 @@ NODES = _names(
     And Or Xor Not EQ NEQ GT GTE LT LTE Is NullSafeEQ NullSafeNEQ Add Sub Mul Div IntDiv Mod Pow Neg DPipe
     Concat BitwiseAnd BitwiseOr BitwiseXor BitwiseNot BitwiseLeftShift BitwiseRightShift Between In Like ILike
     SimilarTo Glob RegexpLike RegexpILike RegexpFullMatch Escape Exists Any All Case If Collate AtTimeZone Match
-    MatchAgainst Overlaps ArrayContainsAll ArrayContainedBy ArrayOverlaps JSONExtract JSONExtractScalar
-    JSONBExtract JSONBExtractScalar JSONBContains JSONBContainsTopKey JSONBContainsAnyTopKeys
+    MatchAgainst Overlaps ArrayContainsAll ArrayContainedBy ArrayOverlaps Adjacent Distance JSONExtract
+    JSONExtractScalar JSONBExtract JSONBExtractScalar JSONBContains JSONBContainsTopKey JSONBContainsAnyTopKeys
     JSONBContainsAllTopKeys JSONKeyValue JSONArrayContains JSONPath JSONPathRoot JSONPathKey JSONPathSubscript
     JSONPathSlice JSONPathWildcard JSONPathRecursive JSONPathUnion
     """
@@ -43,9 +43,9 @@ QUERY_STARTS = _names(
 
 # What a Select and a Table may hold: not hints, locks, INTO, OPTION, FOR XML, partitions or the modifiers of MySQL.
 SELECT_PARTS = _names(
-    "with expressions from joins where group having qualify order limit offset distinct windows laterals kind"
+    "with expressions from joins where group having qualify order limit offset distinct windows laterals kind sample"
 )
-TABLE_PARTS = _names("this db catalog alias joins laterals only sample ordinality")
+TABLE_PARTS = _names("this db catalog alias joins laterals only sample ordinality pivots version")
 
 # Names as sqlglot knows them, whatever the dialect calls them (`now()` is current_timestamp, `ifnull` is coalesce).
 _KNOWN = """
@@ -91,21 +91,21 @@ _KNOWN = """
     """
 
 _POSTGRES = """
-    age array_dims array_lower array_ndims array_positions array_replace array_upper bit_and bit_or bool_and
-    bool_or btrim cardinality clock_timestamp date_part decode div encode every gcd isempty isfinite json_agg
-    json_array_elements json_array_elements_text json_array_length json_build_array json_build_object json_each
-    json_each_text json_extract_path json_extract_path_text json_object json_object_agg json_object_keys
-    json_typeof jsonb_agg jsonb_array_elements jsonb_array_elements_text jsonb_array_length jsonb_build_array
-    jsonb_build_object jsonb_each jsonb_each_text jsonb_extract_path jsonb_extract_path_text jsonb_object
-    jsonb_object_agg jsonb_object_keys jsonb_path_query jsonb_path_query_array jsonb_path_query_first
-    jsonb_path_exists jsonb_pretty jsonb_set jsonb_strip_nulls jsonb_typeof lcm log10 lower_inc lpad ltrim
-    make_date make_time make_timestamp make_timestamptz min_scale mod num_nonnulls num_nulls numrange int4range
-    int8range tsrange tstzrange daterange octet_length char_length character_length phraseto_tsquery
-    plainto_tsquery position quote_ident quote_literal quote_nullable random range_agg regexp_like regexp_match
-    regexp_matches regexp_split_to_array regexp_split_to_table row row_to_json rpad rtrim scale sha224 sha256
-    sha384 sha512 statement_timestamp strpos substr to_ascii to_date to_hex to_json to_jsonb to_timestamp
-    to_tsquery to_tsvector transaction_timestamp ts_headline ts_rank ts_rank_cd unistr upper_inc
-    websearch_to_tsquery
+    age all any some array_dims array_lower array_ndims array_positions array_replace array_upper bit_and bit_or
+    bool_and bool_or btrim cardinality clock_timestamp date_part decode div encode every gcd isempty isfinite
+    json_agg json_array_elements json_array_elements_text json_array_length json_build_array json_build_object
+    json_each json_each_text json_extract_path json_extract_path_text json_object json_object_agg
+    json_object_keys json_typeof jsonb_agg jsonb_array_elements jsonb_array_elements_text jsonb_array_length
+    jsonb_build_array jsonb_build_object jsonb_each jsonb_each_text jsonb_extract_path jsonb_extract_path_text
+    jsonb_object jsonb_object_agg jsonb_object_keys jsonb_path_query jsonb_path_query_array
+    jsonb_path_query_first jsonb_path_exists jsonb_pretty jsonb_set jsonb_strip_nulls jsonb_typeof lcm log10
+    lower_inc lpad ltrim make_date make_time make_timestamp make_timestamptz min_scale mod num_nonnulls
+    num_nulls numrange int4range int8range tsrange tstzrange daterange octet_length char_length character_length
+    phraseto_tsquery plainto_tsquery position quote_ident quote_literal quote_nullable random range_agg
+    regexp_like regexp_match regexp_matches regexp_split_to_array regexp_split_to_table row row_to_json rpad
+    rtrim scale sha224 sha256 sha384 sha512 statement_timestamp strpos timezone substr to_ascii to_date to_hex
+    to_json to_jsonb to_timestamp to_tsquery to_tsvector transaction_timestamp ts_headline ts_rank ts_rank_cd
+    unistr upper_inc websearch_to_tsquery
     """
 _SQLITE = """
     bm25 char concat fts5_snippet glob highlight iif instr json json_array json_array_length json_each
@@ -115,13 +115,13 @@ _SQLITE = """
     unlikely acosh asinh atanh ceiling cosh sinh tanh
     """
 _MYSQL = """
-    addtime bin bit_and bit_count bit_or bit_xor char character_length char_length conv crc32 dayofmonth
-    dayofweek dayofyear elt export_set field find_in_set from_days from_unixtime get_format ifnull inet_aton
-    inet_ntoa insert instr interval json_contains json_contains_path json_depth json_length json_merge_patch
-    json_merge_preserve json_overlaps json_pretty json_quote json_replace json_search json_insert json_unquote
-    json_valid json_value locate log10 log2 lpad ltrim makedate maketime microsecond mod octet_length ord
-    period_add period_diff pow quote regexp_like rpad rtrim sec_to_time strcmp subdate adddate subtime sysdate
-    time_format time_to_sec timediff to_seconds truncate unix_timestamp weekday yearweek
+    addtime bin curdate curtime now bit_and bit_count bit_or bit_xor char character_length char_length conv
+    crc32 dayofmonth dayofweek dayofyear elt export_set field find_in_set from_days from_unixtime get_format
+    ifnull inet_aton inet_ntoa insert instr interval json_contains json_contains_path json_depth json_length
+    json_merge_patch json_merge_preserve json_overlaps json_pretty json_quote json_replace json_search
+    json_insert json_unquote json_valid json_value locate log10 log2 lpad ltrim makedate maketime microsecond
+    mod octet_length ord period_add period_diff pow quote regexp_like rpad rtrim sec_to_time strcmp subdate
+    adddate subtime sysdate time_format time_to_sec timediff to_seconds truncate unix_timestamp weekday yearweek
     """
 _MSSQL = """
     charindex choose checksum datalength datename datepart datetime2fromparts datetimefromparts difference
@@ -136,8 +136,8 @@ _BIGQUERY = """
     format_timestamp instr json_query json_query_array json_value json_value_array ltrim lpad normalize
     octet_length parse_date parse_timestamp regexp_contains rpad rtrim safe_cast sha1 sha256 sha512 strpos
     substr timestamp_micros timestamp_millis timestamp_seconds to_code_points to_json to_json_string
-    date_from_unix_date ieee_divide div mod parse_bignumeric parse_numeric st_geogpoint st_contains
-    st_dwithin st_within struct
+    date_from_unix_date ieee_divide div mod parse_bignumeric parse_numeric st_geogpoint st_contains st_dwithin
+    st_within struct
     """
 FUNCTIONS: dict[str, frozenset[str]] = {
     "postgres": _names(_KNOWN + _POSTGRES),

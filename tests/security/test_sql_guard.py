@@ -13,7 +13,8 @@ from agentrt.errors import ConfigError
 from agentrt.security.sanitize import UnsafeInput
 from agentrt.security.sql import Dialect, sql_guard
 from agentrt.security.sql_statement import Guard
-from security.statements import ANALYTIC, HOSTILE, HOSTILE_ELSEWHERE, OTHER_DIALECTS
+from security.queries import ANALYTIC, OTHER_DIALECTS
+from security.statements import HOSTILE, HOSTILE_ELSEWHERE
 
 TABLES = ("customers", "orders", "items", "staff")
 EVERY_HOSTILE = [

@@ -20,7 +20,8 @@ from servers.postgres import Database
 
 from agentrt.security.sanitize import UnsafeInput
 from agentrt.security.sql import sql_guard
-from security.statements import ANALYTIC, HOSTILE, OTHER_DIALECTS, SCHEMA
+from security.queries import ANALYTIC, OTHER_DIALECTS, SCHEMA
+from security.statements import HOSTILE
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("customers", "orders", "items", "staff")
