@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import subprocess
 import sys
 import time
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from agentrt_redis import RedisLimits
+from security.moving_window import Model
 from servers.valkey import Valkey
 
 from agentrt.config import Config
 from agentrt.errors import ConfigError
 from agentrt.plugins import make
-from agentrt.security.rate_limits import Decision, RateLimiter
+from agentrt.security.rate_limits import Decision, RateLimiter, micros
 
 pytestmark = pytest.mark.asyncio
 
@@ -139,6 +141,38 @@ async def test_turns_are_exactly_a_window_apart_by_the_servers_clock(valkey: Val
         refused = await store.hit("a", 2, window, cost=1, max_wait=0.0)
         assert not refused.taken
         assert refused.wait == pytest.approx(4 * window, abs=5.0)
+    await store.aclose()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_script_decides_as_the_model_does(valkey: Valkey, seed: int) -> None:
+    """Hits, waits and turns given back, in any order; what time it was, the answers tell."""
+    choose = random.Random(seed)
+    store = RedisLimits(url=valkey.url, on_failure="closed", **PATIENT)
+    models = {window: Model(micros(window)) for window in (0.02, 0.05)}
+    booked: list[tuple[float, int, int]] = []
+    for _ in range(300):
+        window, limit = choose.choice(list(models)), choose.choice((2, 2, 4))
+        cost, max_wait = choose.choice((1, 2)), choose.choice((0.0, 0.0, 0.01, 0.1))
+        model = models[window]
+        turn = await store.hit("a", limit, window, cost=cost, max_wait=max_wait)
+        wait = micros(turn.wait)
+        now = turn.slot - wait
+        assert turn.slot == model.first(now, limit, cost)
+        assert turn.taken == (wait <= micros(max_wait))
+        if turn.taken:
+            model.turns += [turn.slot] * cost
+            booked.append((window, turn.slot, cost))
+            assert turn.remaining == max(0, limit - model.used(now)) or wait
+        booked = [entry for entry in booked if entry[1] > now + 5_000]
+        if booked and choose.random() < 0.3:
+            window, slot, cost = booked.pop(choose.randrange(len(booked)))
+            store.give_back("a", window, slot, cost=cost)
+            await asyncio.wait(store._returning)
+            for _ in range(cost):
+                models[window].turns.remove(slot)
+        if choose.random() < 0.2:
+            await asyncio.sleep(choose.random() * 0.05)
     await store.aclose()
 
 

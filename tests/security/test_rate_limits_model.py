@@ -15,27 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agentrt.security.memory_limits import MemoryLimits
 from agentrt.security.rate_limits import RateLimiter, Turn, micros
 from agentrt.testing import VirtualTimeLoop, run
+from security.moving_window import Model
 
 KEYS = ("a", "b")
 LIMITS = (2, 2, 4)
 WINDOWS = (0.5, 1.0)
-
-
-class Model:
-    """Remembers every turn for ever, and tries each moment that can be the first."""
-
-    def __init__(self, window: int) -> None:
-        self.window = window
-        self.turns: list[int] = []
-
-    def used(self, moment: int) -> int:
-        """Turns in the window that ends at `moment`."""
-        return sum(1 for turn in self.turns if moment - self.window < turn <= moment)
-
-    def first(self, now: int, limit: int, cost: int) -> int:
-        begin = max([now, *self.turns])
-        moments = [begin, *(turn + self.window for turn in self.turns if turn + self.window > begin)]
-        return min(moment for moment in moments if self.used(moment) + cost <= limit)
 
 
 class Counting(RuleBasedStateMachine):

@@ -51,7 +51,7 @@ end
 
 local wait = turn - now
 if wait > patience then
-  return {0, wait, math.max(0, limit - live), 0}
+  return {0, wait, math.max(0, limit - live), turn}
 end
 
 -- tostring() would round to 14 digits.
