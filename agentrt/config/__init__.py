@@ -37,6 +37,7 @@ from agentrt.config.sources import (
     read_document,
 )
 from agentrt.config.state_sections import EncryptionSection, StateSection
+from agentrt.config.tables import PluginTable, Setting, StageOptions, plain
 from agentrt.decode import Path, Text, Where, build, choices, decode, dotted, parse_text, shown
 from agentrt.errors import ConfigError
 
@@ -69,62 +70,6 @@ _OWN: Mapping[str, type[Struct]] = {
     "state": StateSection,
     "telemetry": TelemetrySection,
 }
-
-
-class Setting(Struct, frozen=True):
-    """One value that is set: its dotted name, the value as text (never a secret), and where it was set."""
-
-    name: str
-    value: str
-    origin: str
-
-
-class PluginTable(Struct, frozen=True, eq=False):
-    """A plugin and the table of its options, not yet decoded. `name`: what the table is called."""
-
-    group: str
-    name: str
-    plugin: str
-    options: Mapping[str, Any]
-    where: Where
-
-    def __repr__(self) -> str:
-        return f"PluginTable({self.group}: {self.plugin}, {shown(self.where.path, dict(self.options))})"
-
-    def make(self) -> Any:
-        """The plugin; raises `ConfigError` for its options and `PluginError` for itself."""
-        return plugins.make(self.group, self.plugin, self.options, where=self.where)
-
-    def plain_options(self) -> dict[str, Any]:
-        """The options as they stand, where no class says what they are."""
-        return {name: _plain(value) for name, value in self.options.items()}
-
-
-class StageOptions(Struct, Generic[S], frozen=True, eq=False):
-    """What the configuration says about one stage of one kind of call.
-
-    `enabled`: True or False if it says so, None if it says nothing. `options`: decoded, by name; `tables`: the
-    table that each stands in; `where`: the narrowest table that says anything.
-    """
-
-    stage_class: type[S]
-    enabled: bool | None
-    options: Mapping[str, Any]
-    tables: Mapping[str, Where]
-    where: Where
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Where each option was set, by name. Made when asked for: lines are looked up in the file."""
-        return {option: str(table.below(option)) for option, table in self.tables.items()}
-
-    def make(self, defaults: Mapping[str, Any] | None = None) -> S:
-        """The stage, with `defaults` for what the configuration leaves open.
-
-        Raises `ConfigError` for a value that the stage's constructor refuses.
-        """
-        values = {**(defaults or {}), **self.options}
-        return build(self.stage_class, {}, where=self.where, defaults=values, tables=self.tables)
 
 
 class Config:
@@ -213,7 +158,7 @@ class Config:
     def settings(self) -> list[Setting]:
         """Everything that is set, in the order of the sections."""
         found = [
-            Setting(dotted(path), shown(path, _plain(value)), self._tree.origin(path))
+            Setting(dotted(path), shown(path, plain(value)), self._tree.origin(path))
             for path, value in self._tree.leaves()
         ]
         return sorted(found, key=lambda item: SECTIONS.index(item.name.partition(".")[0]))
@@ -224,7 +169,7 @@ class Config:
         return [
             Setting(dotted(path), reference, self._tree.origin(path))
             for path, value in self._tree.leaves()
-            for text in _texts(_plain(value))
+            for text in _texts(plain(value))
             if (reference := text[text.find("secret://") :] if "secret://" in text else "")
         ]
 
@@ -263,7 +208,7 @@ class Config:
         return [
             self._plugin("agentrt.telemetry", name, "telemetry", name)
             for name, value in tables.items()
-            if _plain(value) is not False
+            if plain(value) is not False
         ]
 
     def audit_sinks(self) -> list[PluginTable]:
@@ -271,13 +216,13 @@ class Config:
         return [
             self._plugin("agentrt.audit", name, "audit", "sinks", name)
             for name, value in self._table("audit", "sinks").items()
-            if _plain(value) is not False
+            if plain(value) is not False
         ]
 
     @property
     def secrets_provider(self) -> str:
         """The provider of references that name none."""
-        return str(_plain(self._table("secrets").get("provider", "env")))
+        return str(plain(self._table("secrets").get("provider", "env")))
 
     def secrets(self, provider: str | None = None) -> PluginTable:
         """The secrets provider of this name (None: the default one), with its options: the rest of [secrets] for the
@@ -313,7 +258,7 @@ class Config:
         for path in (("pipeline", name), ("pipeline", kind, name)):
             if not self._has(path):
                 continue
-            table = _plain(self._get(path))
+            table = plain(self._get(path))
             where = self._tree.where(*path)
             enabled = table is not False
             if isinstance(table, dict):
@@ -360,7 +305,7 @@ class Config:
         value = self._get(path)
         if not isinstance(value, dict):
             where = self._tree.where(*path)
-            raise where.error(f"{dotted(path)} must be a table, not {shown(path, _plain(value))}")
+            raise where.error(f"{dotted(path)} must be a table, not {shown(path, plain(value))}")
         return value
 
     def _section(self, name: str, cls: type[S], *, leave: Sequence[str] = ()) -> S:
@@ -380,8 +325,8 @@ class Config:
         return build(cls, self._table(*path), where=where)
 
     def _plugin(self, group: str, name: str, *path: str) -> PluginTable:
-        table = {} if self._has(path) and _plain(self._get(path)) is True else dict(self._table(*path))
-        plugin = _plain(table.pop("plugin", name))
+        table = {} if self._has(path) and plain(self._get(path)) is True else dict(self._table(*path))
+        plugin = plain(table.pop("plugin", name))
         where = self._tree.where(*path)
         if not isinstance(plugin, str):
             raise where.below("plugin").error(
@@ -391,7 +336,7 @@ class Config:
 
     def _check_backends(self, names: list[str]) -> None:
         for name in names:
-            value = _plain(self._table("telemetry")[name])
+            value = plain(self._table("telemetry")[name])
             is_backend = isinstance(value, Mapping) or name in plugins.BUILT_IN["agentrt.telemetry"]
             if not is_backend and not isinstance(value, bool):
                 raise self._tree.where("telemetry").unknown(name, _fields(TelemetrySection))
@@ -413,7 +358,7 @@ class Config:
         for table in self.audit_sinks():
             if self.audit.path is None:
                 raise table.where.error(f"[audit.sinks.{table.name}] has nothing to keep: set [audit] path")
-        provider = _plain(self._table("secrets").get("provider", "env"))
+        provider = plain(self._table("secrets").get("provider", "env"))
         where = self._tree.where("secrets", "provider")
         if not isinstance(provider, str) or not provider:
             raise where.error(f"secrets.provider must be the name of a provider, not {provider!r}")
@@ -434,7 +379,7 @@ class Config:
                 self._check_kind(name)
             elif name != "use":
                 raise self._tree.where("pipeline").unknown(name, ("use", *STAGES, *KINDS))
-        use = _plain(self._table("pipeline").get("use", []))
+        use = plain(self._table("pipeline").get("use", []))
         for item in use if isinstance(use, list) else [use]:
             if (
                 not isinstance(use, list)
@@ -454,7 +399,7 @@ class Config:
             elif name != "deadline":
                 raise where.unknown(name, ("deadline", *STAGES))
             else:
-                seconds = _plain(value)
+                seconds = plain(value)
                 try:
                     self._deadlines[kind] = (
                         None if seconds is False or seconds is None else options.seconds(name, seconds)
@@ -465,7 +410,7 @@ class Config:
                     ) from error
 
     def _check_stage(self, *path: str) -> None:
-        value = _plain(self._get(path))
+        value = plain(self._get(path))
         if not isinstance(value, dict | bool):
             raise self._tree.where(*path).error(
                 f"{dotted(path)} must be a table of the stage's options, or false to turn it off, "
@@ -477,11 +422,6 @@ _SECRETS = frozenset(("provider", "providers", "cache"))
 """The keys of [secrets] that are no options of the default provider."""
 
 _MODULE_ATTRIBUTE = r"[\w.]+:[\w.]+"
-
-
-def _plain(value: Any) -> Any:
-    """A value whose type nothing else decides."""
-    return parse_text(value) if isinstance(value, Text) else value
 
 
 def _texts(value: Any) -> list[str]:
