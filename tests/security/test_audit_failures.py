@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from agentrt import Runtime
+from agentrt.config import Config
 from agentrt.errors import ConfigError
 from agentrt.security.audit import AuditLog, AuditUnavailable
 from agentrt.security.audit.log_file import LogFile
@@ -392,6 +394,40 @@ async def test_a_fork_does_not_write_to_the_log_of_its_parent(tmp_path: Path) ->
     assert checked(path, None).ok
 
 
+@pytest.mark.asyncio
+async def test_a_runtime_in_a_fork_goes_on_in_a_log_of_its_own(tmp_path: Path) -> None:
+    audit = {
+        "path": str(tmp_path / "audit-{pid}.jsonl"),
+        "strict": True,
+        "signing_key": str(tmp_path / "key"),
+        "sinks": {"file": {"path": str(tmp_path / "anchor.jsonl")}},
+    }
+    (tmp_path / "key").write_text(KEY)
+    async with Runtime(Config({"audit": audit})) as rt:
+        await rt.run(_agent, "hi")
+        child = _forked(_run_in_a_fork, Config({"audit": audit}))
+        await rt.run(_agent, "hi")
+    for pid, count in ((os.getpid(), 2), (child, 1)):
+        path = tmp_path / f"audit-{pid}.jsonl"
+        assert len(records(path, action="run", phase="outcome")) == count
+        report = checked(path, anchor=tmp_path / "anchor.jsonl")
+        assert report.ok, report.problems
+        assert report.closed
+        assert report.anchored_through == report.last
+
+
+async def _agent(message: str) -> str:
+    return "x"
+
+
+def _run_in_a_fork(config: Config) -> None:
+    async def run() -> None:
+        async with Runtime(config) as rt:
+            await rt.run(_agent, "hi")
+
+    asyncio.run(run())
+
+
 def _forked(work: Any, *args: Any) -> int:
     process = multiprocessing.get_context("fork").Process(target=work, args=args)
     process.start()
@@ -403,8 +439,7 @@ def _forked(work: Any, *args: Any) -> int:
 
 def _work(log: AuditLog, count: int) -> None:
     for _ in range(count):
-        log.intent("x", "child").ended()
-    log.close()
+        log.intent("x", "child").ended()  # and nobody closes it
 
 
 def _refused(log: AuditLog) -> None:

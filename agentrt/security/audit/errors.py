@@ -27,6 +27,7 @@ _REASONS = {
     errno.EISDIR: "there is a directory of this name: choose another path",
     errno.ENOTDIR: "a part of the path is a file and not a directory: choose another path",
     errno.EEXIST: "a part of the path is a file and not a directory: choose another path",
+    errno.ENOENT: "its folder is not there and cannot be made: choose another path",
     errno.EMFILE: "this process has too many files open: raise its limit",
     errno.EIO: "the disk fails: look at the system's log",
 }

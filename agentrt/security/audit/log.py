@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import threading
 import time
 import weakref
@@ -193,6 +194,10 @@ class AuditLog:
         of, if it cannot be written.
         """
         if _OPENING.get() or self.is_open or self._closed:
+            return
+        if self._writer.is_forked:
+            if self._opened_in_child(refusable=True):
+                self._sinks.open()
             return
         if self._opening is None:
             self._opening = asyncio.Lock()
@@ -409,6 +414,9 @@ class AuditLog:
                 self._writer.warn_once(why)
                 return False
             self._writer.start(self._keys)
+            util = sys.modules.get("multiprocessing.util")
+            if util is not None:  # its processes end only with its own finalizers
+                util.Finalize(None, self.close, exitpriority=100)
             return True
 
 

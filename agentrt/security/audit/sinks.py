@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -136,6 +137,11 @@ class Sinks:
         self._fed: list[_Fed] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        _SINKS.add(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: the loop and what waits are the parent's."""
+        self._fed, self._tasks, self._loop = [], [], None
 
     @property
     def want_records(self) -> bool:
@@ -190,3 +196,14 @@ class Sinks:
                         len(fed.waiting),
                     )
             self._fed, self._tasks, self._loop = [], [], None
+
+
+_SINKS: weakref.WeakSet[Sinks] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for sinks in list(_SINKS):
+        sinks.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
