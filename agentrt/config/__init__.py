@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -38,7 +38,7 @@ from agentrt.config.sources import (
 )
 from agentrt.config.state_sections import EncryptionSection, StateSection
 from agentrt.config.tables import PluginTable, Setting, StageOptions, plain
-from agentrt.decode import Path, Text, Where, build, choices, decode, dotted, parse_text, shown
+from agentrt.decode import Path, Where, build, choices, decode, dotted, shown
 from agentrt.errors import ConfigError
 
 __all__ = ["Config", "PluginTable", "Setting", "StageOptions"]

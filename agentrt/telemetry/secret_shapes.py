@@ -149,9 +149,9 @@ _PAIR = re.compile(
     r"""(?:"((?:[^"\\\n]|\\[^\n])++)|'((?:[^'\\\n]|\\[^\n])++))"""
 )
 
-_PATH = re.compile(r"/[a-z]+$")
-_BARE = re.compile(r"(?<![A-Za-z0-9_-])secret$")
-_TARGET = re.compile(r":[a-z]+(?:-[a-z]+)*(?![\w-])")
+_FOLDER = re.compile(r"/[a-z]+$")
+_WORD = re.compile(r"(?<![A-Za-z0-9_-])secret$")
+_PLACE = re.compile(r":[a-z]+(?:-[a-z]+)*(?![\w-])")
 
 
 class Shapes:
@@ -212,7 +212,7 @@ class Shapes:
             if text.startswith("://", start) or (text[start] == ":" and _REFERENCE.search(before)):
                 continue  # "secret://name" says which secret, not what it is
             if text[start] == ":" and (
-                _PATH.search(name) or (_BARE.search(name) and _TARGET.match(text, start))
+                _FOLDER.search(name) or (_WORD.search(name) and _PLACE.match(text, start))
             ):
                 continue  # "/run/secrets: ..." is about a folder, and "secret:vault" is what our calls go to
             closing = before[len(name) :]
