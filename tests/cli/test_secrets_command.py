@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +126,24 @@ def test_check_names_every_way_to_fail(project: Path, command: Command) -> None:
     assert ended.code == 1
     states = {one["reference"]: one["state"] for one in json.loads(ended.out)}
     assert list(states.values()) == ["invalid", "unusable", "unusable", "missing"]
+
+
+@pytest.mark.parametrize(("code", "state"), [(errno.EACCES, "denied"), (errno.EIO, "unavailable")])
+def test_check_tells_a_refusal_from_an_outage(
+    files: Path, command: Command, monkeypatch: pytest.MonkeyPatch, code: int, state: str
+) -> None:
+    opened = os.open
+
+    def fails(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).startswith(str(files)):
+            raise OSError(code, os.strerror(code))
+        return opened(path, *arguments, **options)
+
+    (files.parent / "agentrt.toml").write_text(CONFIG + "[pipeline.secret]\nretry = false\n")
+    monkeypatch.setattr("agentrt.secrets.text_file.os.open", fails)
+    ended = command("secrets", "check", "--json")
+    assert ended.code == 1
+    assert [one["state"] for one in json.loads(ended.out)] == [state, "missing", state]
 
 
 def test_without_references_there_is_nothing_to_check(project: Path, command: Command) -> None:

@@ -374,3 +374,49 @@ async def test_listing_waits_for_the_provider_to_open_and_may_be_cancelled() -> 
         await first
     assert await second == ["a"]
     await secrets.aclose()
+
+
+async def test_what_cannot_be_opened_nor_closed_is_told_of_both(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Provider):
+        async def open(self, host: Any) -> None:
+            raise SecretDenied("the login was refused")
+
+        async def aclose(self) -> None:
+            raise OSError("no socket")
+
+    secrets = SecretsManager({"env": Broken()}, Invocations(), host=Host())  # type: ignore[arg-type]
+    with pytest.raises(SecretDenied, match="the login was refused"):
+        await secrets.get("a")
+    assert [record.message for record in caplog.records] == [
+        "the secrets provider 'env', which was not opened, cannot be closed: OSError('no socket')"
+    ]
+    await secrets.aclose()
+
+
+async def test_after_the_end_no_provider_is_opened() -> None:
+    provider = Provider()
+    secrets = SecretsManager({"env": provider}, Invocations(), host=Host())  # type: ignore[arg-type]
+    await secrets.aclose()
+    for ask in (secrets.get("a"), secrets.refresh("a"), secrets.list()):
+        with pytest.raises(SecretUnavailable):
+            await ask
+    assert provider.host is None
+
+
+async def test_what_is_watched_is_not_forgotten_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentrt.secrets.manager.MAX_KEPT", 2)
+    provider = Provider({name: name for name in "abcdefghij"})
+    secrets, _ = manager(provider)
+    told: list[str] = []
+    for name in "ab":
+        secrets.on_rotate(name, lambda secret: told.append(secret.reveal()))
+        await secrets.get(name)
+    for name in "cdefghij":
+        assert await value(secrets, name) == name
+    asked = len(provider.asked)
+    assert [await value(secrets, name) for name in "ab"] == ["a", "b"]
+    assert len(provider.asked) == asked
+    provider.answers["a"] = "other"
+    await secrets.refresh("a")
+    assert told == ["other"]
+    await secrets.aclose()
