@@ -19,8 +19,8 @@ from typing import Any, Literal, Self
 from agentrt import options
 from agentrt.errors import ConfigError, Refused, RunLimitExceeded
 from agentrt.security.audit.acting import behind
-from agentrt.security.audit.checkpoints import SigningKey, key_id
 from agentrt.security.audit.errors import AuditUnavailable
+from agentrt.security.audit.key_sources import keys_of
 from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.record import NOBODY, NOTHING, Decision, Outcome, Phase, Record, Who, as_json, now
 from agentrt.security.audit.segments import expanded
@@ -40,8 +40,6 @@ REDACTED = 4096
 """Bytes of redacted arguments that are kept."""
 LARGE = 4096
 """Bytes of arguments that are hashed at once, rather than kept until the record is written."""
-MIN_KEY = 16
-"""Bytes: a shorter key can be guessed."""
 
 WAIT_SECONDS = 10.0
 """So long a disk that hangs is waited for; then the operation is refused."""
@@ -206,7 +204,7 @@ class AuditLog:
                 return
             token = _OPENING.set(True)
             try:
-                keys = await self._resolve(secret)
+                keys = await keys_of(self._key, self._signing_key, secret)
                 if prepare is not None:
                     await prepare()
             finally:
@@ -250,18 +248,6 @@ class AuditLog:
         self._closed = True
         _OPEN.discard(self)
         self._writer.close(seconds)
-
-    async def _resolve(self, secret: Callable[[str], Awaitable[str]] | None) -> Keys:
-        key = await _key_bytes("key", self._key, secret)
-        signing = await _key_bytes("signing_key", self._signing_key, secret)
-        if key is None:
-            key = os.urandom(32)
-        elif len(key) < MIN_KEY:
-            raise ConfigError(
-                f"[audit] key has {len(key)} bytes, but must have at least {MIN_KEY}: openssl rand -hex 32"
-            )
-        signer = None if signing is None else SigningKey(signing, name="[audit] signing_key")
-        return Keys(key, key_id(key), signer)
 
     # --- recording -----------------------------------------------------------------------------------------
 
@@ -442,30 +428,6 @@ def _policy(on_failure: str | None, *, strict: bool) -> Literal["refuse", "warn"
         return "refuse" if strict else "warn"
     options.choice("on_failure", on_failure, ("refuse", "warn"))
     return "refuse" if on_failure == "refuse" else "warn"
-
-
-async def _key_bytes(
-    name: str, key: bytes | str | None, secret: Callable[[str], Awaitable[str]] | None
-) -> bytes | None:
-    """The key itself, of a `secret://` reference or a file."""
-    if key is None or isinstance(key, bytes):
-        return key
-    if key.startswith("secret://"):
-        if secret is None:
-            raise ConfigError(
-                f"[audit] {name} is a secret, but nothing here resolves secrets: give the key itself"
-            )
-        return (await secret(key)).strip().encode()
-    try:
-        return await asyncio.to_thread(_read, key)
-    except OSError as error:
-        raise ConfigError(
-            f"[audit] {name}: the file that it names cannot be read ({error.strerror}); give a file, or secret://NAME"
-        ) from error
-
-
-def _read(path: str) -> bytes:
-    return Path(path).expanduser().read_bytes()
 
 
 def _tell_loop(
