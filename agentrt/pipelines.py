@@ -102,6 +102,7 @@ class Pipelines:
             )
         check_stage(placement.stage)
         _check_kind(placement.kind)
+        _check_side(placement)
         for anchor in (placement.outside, placement.inside):
             if anchor is not None and anchor not in ORDER:
                 raise ConfigError(f"there is no stage named {anchor!r}; the places are {', '.join(ORDER)}")
@@ -150,6 +151,7 @@ class Pipelines:
             sources=sources,
         )
         for placement in self._placed(agent, agent_name, kind, tool):
+            _check_side(placement)
             stage = placement.stage
             if isinstance(stage, RateLimit):
                 stage = stage.bound(self._limiter)
@@ -247,6 +249,14 @@ def _check_kind(kind: object) -> None:
     hint = _did_you_mean(kind, KINDS)
     if hint:
         raise ConfigError(f"no call has the kind {kind!r}{hint}")
+
+
+def _check_side(placement: Placement) -> None:
+    if placement.outside == "audit":
+        raise ConfigError(
+            f"the stage {_name(placement.stage)} cannot stand outside of audit: what it answered by itself would be "
+            'in no audit log; leave out outside=, or use outside="telemetry"'
+        )
 
 
 def _did_you_mean(name: str | None, known: Collection[str]) -> str:

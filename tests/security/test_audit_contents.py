@@ -154,6 +154,22 @@ def test_a_users_stage_stands_inside_of_it(path: Path) -> None:
     assert names[-3:] == ["mine", "telemetry", "audit"]
 
 
+def test_no_stage_stands_outside_of_it(path: Path) -> None:
+    async def mine(call: Any, call_next: Any) -> Any: ...
+
+    class Careless(Assistant):
+        middleware = ((mine, {"outside": "audit"}),)
+
+    rt = runtime(path)
+    with pytest.raises(ConfigError, match="the stage mine cannot stand outside of audit"):
+        rt.use(mine, outside="audit")
+    with pytest.raises(ConfigError, match="the stage mine cannot stand outside of audit"):
+        rt.explain(Careless)
+    rt.use(mine, outside="telemetry")
+    names = [stage.name for stage in dict(rt.explain(Assistant))["model"].describe()]
+    assert names[-3:] == ["telemetry", "mine", "audit"]
+
+
 def test_without_a_path_there_is_no_stage_and_nothing_is_loaded() -> None:
     program = """
 import sys, asyncio
