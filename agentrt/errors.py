@@ -9,7 +9,7 @@
     |   `-- ResultRejected       `retry_result` refused the value              the terminal .value
     |-- Refused                  we did not run it (executed is always False)
     |   |-- CircuitOpen          the target's circuit is open                  circuit_breaker .retry_after
-    |   |-- RateLimited          the wait for a turn would be too long         pace, throttle, rate_limit .scope .retry_after
+    |   |-- RateLimited          the wait for a turn would be too long         stages that wait .scope .retry_after
     |   |-- BulkheadFull         too many calls are running and queued         bulkhead
     |   `-- BudgetExceeded       a budget is spent                             budget
     |-- DeadlineExceeded         the total time of a call or run is over       timeout, the runtime .scope

@@ -90,9 +90,12 @@ class RateLimit:
         return await call_next(call)
 
     def _why(self, decision: Decision) -> str:
-        if decision.degraded:
-            return 'is not counted: its store does not answer, and on_failure is "closed"'
-        return f"is used up; the next turn comes in {decision.retry_after:.3g} s"
+        why = (
+            "is decided by its on_failure, as its store does not answer"
+            if decision.degraded
+            else "is used up"
+        )
+        return f"{why}; the next turn comes in {decision.retry_after:.3g} s"
 
     def _refusal(self, call: Call[Any], why: str, retry_after: float | None = None) -> RateLimited:
         whose = f" (key {self.key!r})" if isinstance(self.key, str) else ""

@@ -227,7 +227,9 @@ async def test_a_store_that_refuses_because_it_fails_says_so() -> None:
 
     seen = Observed(RateLimit(limit=5, window=20, limiter=RateLimiter(Failing())))
     error = await seen.failure(Callee("never"))
-    assert 'is not counted: its store does not answer, and on_failure is "closed"' in str(error)
+    assert "is decided by its on_failure, as its store does not answer; the next turn comes in 1 s" in str(
+        error
+    )
     assert isinstance(error, RateLimited)
     assert error.retry_after == 1.0
 

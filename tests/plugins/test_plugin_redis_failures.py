@@ -170,7 +170,7 @@ async def test_the_stage_tells_a_refusal_by_policy_apart(refusing: Refusing) -> 
             raise AssertionError("it must not be called")
 
         pipeline = Pipeline(inner_first=[RateLimit(limit=5, window=60, limiter=limiter), note], target="a")
-        with pytest.raises(RateLimited, match='its store does not answer, and on_failure is "closed"'):
+        with pytest.raises(RateLimited, match="is decided by its on_failure, as its store does not answer"):
             await pipeline.call(callee)
         assert [type(entry) for entry in calls[0].record.entries] == [Refusal]
 
