@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -34,49 +34,21 @@ from agentrt.session import Session
 if TYPE_CHECKING:
     from agentrt.auditing import Auditing
     from agentrt.pipeline import Pipeline
+    from agentrt.secrets.manager import SecretsManager
     from agentrt.security.rate_limits import RateLimiter
+    from agentrt.services import Services
     from agentrt.stream import Stream
     from agentrt.telemetry.facade import RuntimeTelemetry
     from agentrt.telemetry.no_span import ActiveSpan
     from agentrt.tools import Tool
 
-__all__ = ["Context", "Services", "current"]
+__all__ = ["Context", "current"]
 
 T = TypeVar("T")
 logger = logging.getLogger("agentrt.run")
 
 MAX_CALLS = 10_000
 """A run keeps the records of its first so many calls."""
-
-
-class Services(Protocol):
-    """What the runtime does for a run."""
-
-    def pipeline(
-        self, agent: Any, kind: str, *, tool: Tool[..., Any] | None = None, targets: tuple[str, ...] = ()
-    ) -> Pipeline: ...
-
-    async def converse(self, ctx: Context, agent: Any, message: str | list[Part]) -> Any: ...
-
-    async def run_child(self, parent: Context, agent: Any, message: str | list[Part]) -> Any: ...
-
-    async def memory(self) -> Any: ...
-
-    async def secret(self, name: str) -> str: ...
-
-    rate_limits: RateLimiter
-
-    def output_parser(self, output: Any) -> tuple[dict[str, Any], str, Callable[[ModelResponse], Any]]: ...
-
-    def default_targets(self, agent: Any) -> tuple[str, ...]: ...
-
-    def tool(self, agent: Any, tool: Any) -> Tool[..., Any]: ...
-
-    def tools_of(self, agent: Any) -> dict[str, Tool[..., Any]]: ...
-
-    telemetry: RuntimeTelemetry
-
-    audit: Auditing | None
 
 
 class Context:
@@ -225,7 +197,12 @@ class Context:
 
     async def secret(self, name: str) -> str:
         """A secret by reference (`secret://...`) or plain name, from the configured provider."""
-        return await self._services.secret(name)
+        return (await self.secrets.get(name)).reveal()
+
+    @property
+    def secrets(self) -> SecretsManager:
+        """The runtime's: `await ctx.secrets.get("secret://vault/app#key")` is a `Secret`, which no output shows."""
+        return self._services.secrets
 
     @property
     def rate_limits(self) -> RateLimiter:

@@ -94,6 +94,10 @@ class LiveSpan(Struct, trace.Span, metaclass=_SpanStruct, eq=False):
 
     __repr__ = object.__repr__  # a Struct's would show what the user's context holds
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Nor does rich, which has a Struct's fields in a traceback with local variables."""
+        return []
+
     # --- identity ---------------------------------------------------------------------------------------
 
     @property

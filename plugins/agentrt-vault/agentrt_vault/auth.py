@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -115,6 +115,10 @@ class Token(Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"Token(made={self.made!r}, ttl={self.ttl!r}, renewable={self.renewable!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """rich asks a Struct for its fields, not for its repr."""
+        return [("made", self.made), ("ttl", self.ttl), ("renewable", self.renewable)]
 
 
 def _ends(ttl: float) -> float:
