@@ -8,7 +8,7 @@ that it is given as text. Left out are also those whose only argument is how muc
 
 from __future__ import annotations
 
-__all__ = ["FUNCTIONS", "NODES", "QUERY_STARTS", "SELECT_PARTS", "TABLE_PARTS", "in_catalog"]
+__all__ = ["FUNCTIONS", "NODES", "QUERY_FOLLOWS", "QUERY_STARTS", "SELECT_PARTS", "TABLE_PARTS", "in_catalog"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -36,10 +36,21 @@ NODES = _names(
     """
 )
 
-# Types of tokens that begin a query in WITH, or a window.
+# Types of tokens that begin and follow a query in WITH, or a window; "" is the end.
 QUERY_STARTS = _names(
-    "SELECT WITH VALUES TABLE FROM PARTITION_BY ORDER_BY ROWS ROW RANGE VAR IDENTIFIER R_PAREN"
+    "L_PAREN SELECT WITH VALUES TABLE FROM PARTITION_BY ORDER_BY ROWS ROW RANGE VAR IDENTIFIER R_PAREN"
 )
+QUERY_FOLLOWS = QUERY_STARTS | {
+    "COMMA",
+    "ALIAS",
+    "UNION",
+    "EXCEPT",
+    "INTERSECT",
+    "QUALIFY",
+    "LIMIT",
+    "OFFSET",
+    "",
+}
 
 # What a Select and a Table may hold: not hints, locks, INTO, OPTION, FOR XML, partitions or the modifiers of MySQL.
 SELECT_PARTS = _names(

@@ -18,6 +18,7 @@ from agentrt.security.sanitize import UnsafeInput
 from agentrt.security.sql_functions import (
     FUNCTIONS,
     NODES,
+    QUERY_FOLLOWS,
     QUERY_STARTS,
     SELECT_PARTS,
     TABLE_PARTS,
@@ -35,7 +36,7 @@ _OPENING = ("L_PAREN", "L_BRACKET", "L_BRACE", "CASE")
 _CLOSING = ("R_PAREN", "R_BRACKET", "R_BRACE", "END")
 _PREFIXES = ("NOT", "DASH", "PLUS", "TILDE", "EXCLAMATION", "DAT", "PIPE_SLASH", "DPIPE_SLASH", "BANG")
 _ODD = re.compile(r"[^\w\x00-\x7f]")
-_INNER = "has something else than a SELECT in its WITH"
+_INNER = "has something else than a SELECT in its WITH, or behind it"
 # A common table expression without the word RECURSIVE that names itself means itself, not a table.
 _SELF_REFERENCE = ("mssql", "sqlite")
 
@@ -309,19 +310,34 @@ def _check_depth(kinds: Sequence[str]) -> None:
 
 
 def _check_inner(tokens: Sequence[Any]) -> None:
-    """After AS and a bracket comes a query or a window: what else the parser would take for a command, and log."""
-    words = [token.text.upper() for token in tokens]
-    for place, token in enumerate(tokens):
-        if token.token_type.name != "ALIAS":
+    """What stands in the brackets of a WITH and behind them begins as a query does.
+
+    Else the parser would take it for a command, and log the text of it.
+    """
+    kinds = [token.token_type.name for token in tokens]
+    opened: list[bool] = []  # for each open bracket, whether it is one of AS (...)
+    for place, kind in enumerate(kinds):
+        following = kinds[place + 1] if place + 1 < len(kinds) else ""
+        if kind == "L_PAREN":
+            inner = _follows_as(tokens, place) or (kinds[place - 1 : place] == ["L_PAREN"] and opened[-1])
+            opened.append(inner)
+            wrong = inner and following not in QUERY_STARTS
+        elif kind == "R_PAREN":
+            wrong = bool(opened) and opened.pop() and following not in QUERY_FOLLOWS
+        else:
             continue
-        first = place + 1
-        while words[first : first + 1] in (["NOT"], ["MATERIALIZED"]):
-            first += 1
-        bracket = first
-        while words[first : first + 1] == ["("]:
-            first += 1
-        if first > bracket and first < len(tokens) and tokens[first].token_type.name not in QUERY_STARTS:
-            raise _refusal("statement", _INNER, tokens[first].start)
+        if wrong:
+            raise _refusal("statement", _INNER, tokens[place].start)
+
+
+def _follows_as(tokens: Sequence[Any], place: int) -> bool:
+    """Whether AS, AS MATERIALIZED or AS NOT MATERIALIZED stands before `place`."""
+    place -= 1
+    if place >= 0 and tokens[place].text.upper() == "MATERIALIZED":
+        place -= 1
+        if place >= 0 and tokens[place].token_type.name == "NOT":
+            place -= 1
+    return place >= 0 and bool(tokens[place].token_type.name == "ALIAS")
 
 
 def _check_names(tokens: Sequence[Any]) -> None:
