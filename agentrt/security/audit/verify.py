@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -20,7 +20,7 @@ from agentrt.errors import ConfigError
 from agentrt.security.audit.chain import GENESIS, TAIL, own_hash
 from agentrt.security.audit.checkpoints import SIGNATURE, PublicKey
 from agentrt.security.audit.record import NOT_A_LINE, Checkpoint, FileBegan, Gap, Recovered, decode
-from agentrt.security.audit.segments import segments
+from agentrt.security.audit.segments import rotated
 
 __all__ = ["Kind", "Problem", "Report", "verify"]
 
@@ -109,28 +109,48 @@ def verify(
     """
     base = Path(path)
     keys = (public_key,) if isinstance(public_key, PublicKey) else tuple(public_key or ())
-    files = segments(base)
-    if not files:
-        raise ConfigError(f"there is no audit log {base}")
-    while True:
-        report = Report(path=str(base), signed=bool(keys))
-        # The anchor first: it only has what is in the log already, which may go on while it is read.
-        with nullcontext() if anchor is None else _opened(Path(anchor)) as kept:
-            reader = _Reader(report, keys, None if kept is None else _checkpoints(kept), pruned)
-            for number, file in enumerate(files, start=1):
-                reader.read(file, is_last=number == len(files))
-            reader.finish()
-        before, files = files, segments(base)
-        if report.ok or files == before:
-            return report
-        # The log went on in another file meanwhile: what was read was not one moment of it.
+    report = Report(path=str(base), signed=bool(keys))
+    with ExitStack() as stack:
+        # In this order: the anchor only has what is in the log already, and the file that is written may get its number
+        # once it is open here.
+        kept = (
+            None
+            if anchor is None
+            else stack.enter_context(_opened(Path(anchor), name=f"the anchor {anchor}"))
+        )
+        checkpoints = None if kept is None else _checkpoints(kept)
+        files = _files(base, stack)
+        if not files:
+            raise ConfigError(f"there is no audit log {base}")
+        reader = _Reader(report, keys, checkpoints, pruned)
+        for number, (name, opened) in enumerate(files, start=1):
+            with opened if opened is not None else _opened(name) as file:
+                reader.read(file, str(name), is_last=number == len(files))
+        reader.finish()
+    return report
 
 
-def _opened(anchor: Path) -> BinaryIO:
+def _files(base: Path, stack: ExitStack) -> list[tuple[Path, BinaryIO | None]]:
+    """The files of a log at one moment, in order; the one that is written is open already."""
     try:
-        return anchor.open("rb")
+        written = stack.enter_context(base.open("rb", buffering=1 << 20))
+    except FileNotFoundError:
+        written = None
     except OSError as error:
-        raise ConfigError(f"cannot read the anchor {anchor}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {base}: {error.strerror}") from error
+    files: list[tuple[Path, BinaryIO | None]] = [(name, None) for name in rotated(base)]
+    if written is not None:
+        status = os.fstat(written.fileno())
+        if not any(os.path.samestat(status, name.stat()) for name, _ in files):
+            files.append((base, written))
+    return files
+
+
+def _opened(path: Path, *, name: str | None = None) -> BinaryIO:
+    try:
+        return path.open("rb", buffering=1 << 20)
+    except OSError as error:
+        raise ConfigError(f"cannot read {name or path}: {error.strerror}") from error
 
 
 def _checkpoints(anchor: BinaryIO) -> Iterator[tuple[Checkpoint, bytes]]:
@@ -177,19 +197,8 @@ class _Reader:
 
     # --- lines -----------------------------------------------------------------------------------------------
 
-    def read(self, path: Path, *, is_last: bool) -> None:
-        """Read one file. Raises ConfigError if that is not allowed."""
-        try:
-            file = path.open("rb", buffering=1 << 20)
-        except FileNotFoundError:
-            self._tell("missing", _Place(str(path), 0), None, "it was there a moment ago")
-            return
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-        with file:
-            self._read(file, str(path), is_last=is_last)
-
-    def _read(self, file: BinaryIO, name: str, *, is_last: bool) -> None:
+    def read(self, file: BinaryIO, name: str, *, is_last: bool) -> None:
+        """Read one file."""
         number = 0
         report = self.report
         report.files += 1
