@@ -22,6 +22,7 @@ from agentrt.decode import Where, build, choices
 from agentrt.errors import AgentrtError, ConfigError, PluginError
 
 __all__ = [
+    "BESIDE",
     "BUILT_IN",
     "GROUPS",
     "Host",
@@ -64,6 +65,25 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "agentrt.audit": {"file": "agentrt.security.audit.sinks:FileAnchor"},
 }
 """agentrt's own entry points, as pyproject.toml has them (a test compares)."""
+
+BESIDE: Mapping[str, Mapping[str, str]] = {
+    "agentrt.secrets": {
+        "aws": "agentrt-aws",
+        "azure": "agentrt-azure",
+        "gcp": "agentrt-gcp",
+        "vault": "agentrt-vault",
+    },
+    "agentrt.telemetry": {
+        "cloudwatch_logs": "agentrt-aws",
+        "cloudwatch_metrics": "agentrt-aws",
+        "datadog": "agentrt-datadog",
+        "prometheus": "agentrt-prometheus",
+        "xray": "agentrt-aws",
+        "zipkin": "agentrt-zipkin",
+    },
+    "agentrt.rate_limits": {"redis": "agentrt-redis"},
+}
+"""Our other distributions that have a plugin, for whoever has not installed them."""
 
 GROUPS = tuple(BUILT_IN)
 OWN = "agentrt"
@@ -206,7 +226,13 @@ def _find(group: str, name: str, where: Where | None) -> PluginInfo:
             f"{' and '.join(info.source for info in found)} both offer a plugin {plain!r} of the group {group}: "
             f"uninstall one, or choose it as {' or '.join(repr(_qualified(info)) for info in found)}",
         )
-    known = choices(plain, {info.name for info in offered})
+    beside = BESIDE.get(group, {})
+    if name in beside:
+        how = f"comes with {beside[name]}: pip install {beside[name]}"
+        raise _error(where, f"the plugin {name!r} of the group {group} {how}")
+    there = {info.name for info in offered}
+    more = ", ".join(f"{each} ({package})" for each, package in beside.items() if each not in there)
+    known = choices(plain, there) + (f"; with more packages: {more}" if more else "")
     raise _error(where, f"there is no plugin {name!r} in the group {group}{known}")
 
 

@@ -289,3 +289,25 @@ async def test_errors_that_mean_something_are_left_alone(error: BaseException) -
     with pytest.raises(type(error)) as caught:
         await opened(Opened(error))
     assert caught.value is error
+
+
+def test_a_plugin_of_ours_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_third_party", lambda: ())
+    with pytest.raises(
+        PluginError, match=r"'vault' of the group agentrt.secrets comes with .*pip install agentrt-vault$"
+    ):
+        plugins.load("agentrt.secrets", "vault")
+    with pytest.raises(PluginError, match=r"no plugin 'valt'.*with more packages: .*vault \(agentrt-vault\)"):
+        plugins.load("agentrt.secrets", "valt")
+
+
+def test_what_our_other_distributions_offer_is_listed() -> None:
+    offered = {
+        (info.group, info.name): info.distribution
+        for info in plugins.list_plugins()
+        if info.distribution.startswith("agentrt-")
+    }
+    listed = {
+        (group, name): package for group, names in plugins.BESIDE.items() for name, package in names.items()
+    }
+    assert listed == offered

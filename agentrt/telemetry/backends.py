@@ -22,15 +22,7 @@ __all__ = ["chosen"]
 logger = logging.getLogger("agentrt.telemetry")
 
 GROUP = "agentrt.telemetry"
-EXTRAS = {
-    "cloudwatch_logs": "agentrt-aws",
-    "cloudwatch_metrics": "agentrt-aws",
-    "xray": "agentrt-aws",
-    "datadog": "agentrt-datadog",
-    "prometheus": "agentrt-prometheus",
-    "zipkin": "agentrt-zipkin",
-}
-"""The distributions of ours that have a backend, for whoever has not installed them."""
+BESIDE = plugins.BESIDE[GROUP]
 
 Backends = list[tuple[str, Any]]
 
@@ -84,8 +76,8 @@ def _only(config: Config, name: str) -> PluginTable:
 def _made(table: PluginTable) -> Any:
     if table.plugin in plugins.BUILT_IN[GROUP] or table.plugin.partition("@")[0] in plugins.names(GROUP):
         return table.make()
-    if table.plugin in EXTRAS:
-        extra = EXTRAS[table.plugin]
+    if table.plugin in BESIDE:
+        extra = BESIDE[table.plugin]
         raise table.where.error(
             f"the telemetry backend {table.plugin!r} comes with {extra}: pip install {extra}"
         )
@@ -93,7 +85,7 @@ def _made(table: PluginTable) -> Any:
 
     if table.plugin not in installed():
         there = {*plugins.names(GROUP), *installed()}
-        more = [f"{name} ({extra})" for name, extra in sorted(EXTRAS.items()) if name not in there]
+        more = [f"{name} ({extra})" for name, extra in sorted(BESIDE.items()) if name not in there]
         raise PluginError(
             f"{table.where}: there is no telemetry backend {table.plugin!r}{choices(table.plugin, there)}"
             + (f"; with more packages: {', '.join(more)}" if more else "")
@@ -117,7 +109,7 @@ def _asked_for(name: str, signals: tuple[Signal, ...]) -> Any:
     variable = " and ".join(EXPORTERS[signal] for signal in signals)
     if name in ("zipkin", "prometheus"):  # the specification's names; ours take one signal, too
         if name not in plugins.names(GROUP):
-            raise PluginError(f"{variable}={name}: it comes with {EXTRAS[name]}: pip install {EXTRAS[name]}")
+            raise PluginError(f"{variable}={name}: it comes with {BESIDE[name]}: pip install {BESIDE[name]}")
         return plugins.make(GROUP, name, {})
     from agentrt.telemetry.otel_exporter import OtelExporter, installed
 

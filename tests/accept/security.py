@@ -144,7 +144,7 @@ def mistakes(place: Place) -> str:
     (made / "agentrt.toml").write_text('[models.openai]\napi_key = "sk-0123456789"\n')
     one_error(place.agentrt("run", *config, agent, "hi"), code=2, says=r"secrets never stand in a file")
     (made / "agentrt.toml").write_text('[secrets]\nprovider = "valt"\n')
-    one_error(place.agentrt("secrets", "get", *config, "key"), code=2, says=r"'valt'.*did you mean 'vault'")
+    one_error(place.agentrt("secrets", "get", *config, "key"), code=2, says=r"'valt'.*vault")
     return "four mistakes"
 
 
