@@ -72,7 +72,7 @@ def _whole(file: Path) -> list[dict[str, str]]:
     """The records of a file whose last line may be torn."""
     data = file.read_bytes()
     whole = file.with_name("whole")
-    whole.write_bytes(data[: data.rindex(b"\n") + 1])
+    whole.write_bytes(data[: data.rfind(b"\n") + 1])  # nothing at all, if it was just begun
     return records(whole)
 
 
