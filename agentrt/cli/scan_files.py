@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import subprocess
@@ -12,13 +11,21 @@ from msgspec import Struct
 
 from agentrt.cli.scanner import ALLOW_FILE, AllowList
 from agentrt.errors import ConfigError
+from agentrt.security.file_errors import Blocked, told
+from agentrt.security.no_follow import NoFollow
 
 __all__ = ["Skipped", "Source", "files_below", "staged_files"]
 
 GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
 """Without the file system monitor: it is a program that the repository names, and the repository may be anybody's."""
 
+GIT_ENVIRONMENT = {"LC_ALL": "C", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
+"""Nothing that is missing is fetched: how, the repository says, with programs of its choice. A git that does not know
+the first variable (before 2.45) goes by the second, which refuses every protocol."""
+
 GIT_SECONDS = 60.0
+
+ALLOW_FILE_BYTES = 1024 * 1024
 
 
 class Source(Struct, frozen=True):
@@ -51,27 +58,26 @@ def files_below(path: str, *, max_bytes: int) -> tuple[AllowList, Files]:
     if not stat.S_ISDIR(mode):
         folder, name = os.path.split(path)
         top = _top(folder or ".")
-        return _allow_list(top), _read(folder or ".", [name], top, max_bytes, links=0)
+        return _allow_list(top), _read(folder or ".", [name], top, max_bytes, is_named=True)
     names = _known_to_git(path)
     top = _top(path)
     return _allow_list(top), _read(path, _walk(path) if names is None else names, top, max_bytes)
 
 
-def _read(
-    folder: str, names: Iterable[str], top: str, max_bytes: int, *, links: int = os.O_NOFOLLOW
-) -> Files:
-    """`links`: the flag for links. Below a folder none is followed: what it leads to has its own turn, or is none of
-    ours."""
+def _read(folder: str, names: Iterable[str], top: str, max_bytes: int, *, is_named: bool = False) -> Files:
+    """`is_named`: by the user, who means what a link leads to. Below a folder no link is followed, nor any on the way:
+    what it leads to has its own turn, or is none of ours."""
     below_top = os.path.relpath(os.path.realpath(folder), top)
     for name in names:
         path = os.path.normpath(os.path.join(folder, name))
         try:
-            content = _content(path, max_bytes, links)
+            content = _content(path, max_bytes) if is_named else _content_below(folder, name, max_bytes)
         except FileNotFoundError:
             continue  # git knows it, and it was deleted
+        except Blocked:
+            continue
         except OSError as error:
-            if error.errno != errno.ELOOP:
-                yield Skipped(path, error.strerror or type(error).__name__)
+            yield Skipped(path, error.strerror or type(error).__name__)
             continue
         if content is None:
             continue
@@ -81,9 +87,27 @@ def _read(
             yield Source(path, os.path.normpath(os.path.join(below_top, name)), content)
 
 
-def _content(path: str, max_bytes: int, links: int) -> bytes | None:
+def _content(path: str, max_bytes: int) -> bytes | None:
     """Up to one byte more than `max_bytes`; None if this is no regular file. A FIFO does not hang us."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | links)
+    return _taken(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), max_bytes)
+
+
+def _content_below(folder: str, name: str, max_bytes: int) -> bytes | None:
+    """As `_content`, of what is in `folder` itself. Raises `Blocked` for a link, at the end or on the way, and for a
+    name that leads out: an index that somebody else wrote can have any."""
+    parts = name.removesuffix("/").split("/")
+    if ".." in parts or "" in parts:
+        raise Blocked("path", "it leads out of the folder")
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = NoFollow().open(root, parts, os.O_RDONLY | os.O_NONBLOCK)
+    finally:
+        os.close(root)
+    return _taken(descriptor, max_bytes)
+
+
+def _taken(descriptor: int, max_bytes: int) -> bytes | None:
+    """What `_content` says, of an open file, which is closed."""
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
@@ -118,7 +142,8 @@ def staged_files(paths: Sequence[str], *, max_bytes: int) -> tuple[AllowList, Fi
         # Neither what is deleted, nor a link, nor the commit of a submodule.
         if change[0] != "D" and mode.startswith("100"):
             blobs.append((os.fsdecode(path), blob))
-    allowed = _git("show", f":{ALLOW_FILE}", may_fail=True)
+    # Not `git show`: what is staged under this name can be a commit, and a commit is shown with programs of its own.
+    allowed = _git("cat-file", "blob", f":{ALLOW_FILE}", may_fail=True)
     return AllowList.parse((allowed or b"").decode("utf-8", "replace"), where=ALLOW_FILE), _blobs(
         blobs, max_bytes
     )
@@ -129,7 +154,11 @@ def _blobs(blobs: Sequence[tuple[str, str]], max_bytes: int) -> Files:
         return
     asked = [*GIT, "cat-file", "--batch"]
     with subprocess.Popen(
-        asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        asked,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **GIT_ENVIRONMENT},
     ) as git:
         assert git.stdin is not None
         assert git.stdout is not None
@@ -138,7 +167,9 @@ def _blobs(blobs: Sequence[tuple[str, str]], max_bytes: int) -> Files:
             git.stdin.flush()
             answer = git.stdout.readline().split()
             if len(answer) != 3:
-                raise ConfigError(f"git cannot read what is staged as {path}: is the repository complete?")
+                raise ConfigError(
+                    f"git cannot read what is staged as {told(path)}: is the repository complete?"
+                )
             size = int(answer[2])
             content = git.stdout.read(min(size, max_bytes + 1))
             rest = size - len(content) + 1  # and the line end behind it
@@ -167,12 +198,18 @@ def _top(folder: str) -> str:
 def _allow_list(folder: str) -> AllowList:
     path = os.path.join(folder, ALLOW_FILE)
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return AllowList.parse(file.read(), where=path)
+        content = _content_below(folder, ALLOW_FILE, ALLOW_FILE_BYTES)
     except FileNotFoundError:
         return AllowList()
+    except Blocked:
+        content = None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
+    if content is None:
+        raise ConfigError(f"{path}: it must be a regular file, and no link to one")
+    if len(content) > ALLOW_FILE_BYTES:
+        raise ConfigError(f"{path}: it is larger than {ALLOW_FILE_BYTES:,} bytes")
+    return AllowList.parse(content.decode("utf-8", "replace"), where=path)
 
 
 def _git(*arguments: str, folder: str = ".", may_fail: bool = False) -> bytes | None:
@@ -182,7 +219,7 @@ def _git(*arguments: str, folder: str = ".", may_fail: bool = False) -> bytes | 
             [*GIT, "-C", folder, *arguments],
             capture_output=True,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, **GIT_ENVIRONMENT},
             timeout=GIT_SECONDS,
             check=False,
         )
@@ -196,5 +233,5 @@ def _git(*arguments: str, folder: str = ".", may_fail: bool = False) -> bytes | 
     if may_fail or "not a git repository" in said or "must be run in a work tree" in said:
         return None
     raise ConfigError(
-        f"git {arguments[0]} failed in {folder}: {said.splitlines()[0] if said else 'it said nothing'}"
+        f"git {arguments[0]} failed in {folder}: {told(said.splitlines()[0]) if said else 'it said nothing'}"
     )

@@ -357,6 +357,94 @@ def test_a_repository_runs_no_program_of_its_own(repository: Path, command: Comm
     assert not ran.exists()
 
 
+def test_a_commit_in_the_place_of_the_allow_list_is_not_shown(repository: Path, command: Command) -> None:
+    """`git show` would run the repository's text converter."""
+    ran = repository / "ran"
+    (repository / ".gitattributes").write_text("* diff=theirs\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "more")
+    git(repository, "config", "diff.theirs.textconv", f"touch '{ran}'; cat")
+    commit = git(repository, "rev-parse", "HEAD").strip()
+    git(repository, "update-index", "--add", "--cacheinfo", f"160000,{commit},{ALLOW_FILE}")
+    plant(repository / "a.txt")
+    git(repository, "add", "a.txt")
+    assert command("secrets", "scan", "--staged").out.startswith("a.txt:1  github-pat")
+    assert not ran.exists()
+
+
+def test_what_is_missing_is_not_fetched(repository: Path, command: Command) -> None:
+    """A repository names the program that a fetch runs."""
+    ran = repository / "ran"
+    plant(repository / "a.txt")
+    git(repository, "add", "a.txt")
+    blob = git(repository, "rev-parse", ":a.txt").strip()
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    for key, value in {
+        "core.repositoryFormatVersion": "1",
+        "extensions.partialClone": "origin",
+        "remote.origin.promisor": "true",
+        "remote.origin.url": str(repository),
+        "remote.origin.uploadpack": f"touch '{ran}'; git-upload-pack",
+        "protocol.file.allow": "always",
+    }.items():
+        git(repository, "config", key, value)
+    ended = command("secrets", "scan", "--staged")
+    assert (ended.code, "git cannot read what is staged as a.txt" in ended.err) == (2, True)
+    assert not ran.exists()
+
+
+def test_an_index_leads_nowhere_else(repository: Path, tmp_path: Path, command: Command) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    plant(outside / "secret.txt")
+    plant(repository / "link" / "secret.txt")
+    git(repository, "add", "link")
+    (repository / "link" / "secret.txt").unlink()
+    (repository / "link").rmdir()
+    (repository / "link").symlink_to(outside)
+    assert git(repository, "ls-files", "link") == "link/secret.txt\n"
+    ended = command("secrets", "scan")
+    assert (ended.code, ended.out) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["../{}/secret.txt", "/{}/secret.txt", "a//../../{}/secret.txt"])
+def test_names_that_lead_out_are_not_followed(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plant(tmp_path / "outside" / "secret.txt")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    place = str(tmp_path / "outside").lstrip("/") if name.startswith("/") else "outside"
+    monkeypatch.setattr(scan_files, "_known_to_git", lambda folder: [name.format(place)])
+    assert list(scan_files.files_below(str(inside), max_bytes=1000)[1]) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_an_allow_list_is_a_file_and_no_other_file_is_shown(
+    kind: str, project: Path, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "credentials").write_text("[default]\npassword = correct-horse\n")
+    if kind == "link":
+        (project / ALLOW_FILE).symlink_to(tmp_path / "credentials")
+    else:
+        os.mkfifo(project / ALLOW_FILE)
+    ended = command("secrets", "scan")
+    assert ended.code == 2
+    assert f"{ALLOW_FILE}: it must be a regular file" in ended.err
+    assert "horse" not in ended.err
+
+
+def test_an_allow_list_is_bounded(project: Path, command: Command) -> None:
+    (project / ALLOW_FILE).write_text("# " + "x" * scan_files.ALLOW_FILE_BYTES)
+    ended = command("secrets", "scan")
+    assert (ended.code, f"{ALLOW_FILE}: it is larger than" in ended.err) == (2, True)
+
+
+def test_a_wrong_line_of_the_allow_list_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="here:1: an entry") as caught:
+        AllowList.parse("password = correct-horse", where="here")
+    assert "horse" not in str(caught.value)
+
+
 def test_what_git_complains_of_is_told(
     repository: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,7 +480,7 @@ def test_an_allow_list_that_is_a_folder_is_told(project: Path, command: Command)
     (project / ALLOW_FILE).mkdir()
     ended = command("secrets", "scan")
     assert ended.code == 2
-    assert f"{ALLOW_FILE}: Is a directory" in ended.err
+    assert f"{ALLOW_FILE}: it must be a regular file" in ended.err
 
 
 def test_git_that_hangs_is_not_waited_for(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
