@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +32,7 @@ ROOT = os.geteuid() == 0
 
 
 @contextmanager
-def room(size: int) -> Iterator[None]:
+def room(size: int) -> Generator[None]:
     """No file may grow beyond `size` bytes: to whoever writes, the same as a disk that is full."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
