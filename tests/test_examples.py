@@ -125,7 +125,9 @@ def test_boundaries() -> None:
     assert passed == "passed"
     assert refused.startswith("refused (parent): the path has '..' at character 0")
     assert counted == "[(2,)]"
-    assert guarded.startswith("the statement calls the function 'load_extension', which is not among those allowed")
+    assert guarded.startswith(
+        "the statement calls the function 'load_extension', which is not among those allowed"
+    )
 
 
 def test_telemetry() -> None:
