@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -93,9 +94,7 @@ class SqliteFile:
     def _open(self) -> sqlite3.Connection:
         if self.path is not None:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # SQLite would make it readable for all; its other files take over the mode of this one.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+                _make(self.path)
             except OSError as error:
                 raise ConfigError(f"{self._what}: {self._place} cannot be opened: {error}") from error
         try:
@@ -172,6 +171,23 @@ class SqliteFile:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+_making = threading.Lock()
+
+
+def _make(path: Path) -> None:
+    """Make the file, if it is missing: SQLite would make it readable for all; its other files take over the mode.
+
+    One that is there is not even opened: closing it would end the locks that other connections of this process hold
+    on it (POSIX). Another process would then take itself for the last one, and delete the log that we write into.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _making,
+        contextlib.suppress(FileExistsError),
+    ):  # a lock: until it is closed no connection is made here
+        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 @contextlib.contextmanager

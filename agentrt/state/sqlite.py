@@ -38,9 +38,9 @@ class SqliteState:
     another process's write before `TransientError`.
 
     Any number of processes may use one file. What `save` returned for survives a killed process and a power failure
-    (write-ahead log, synced each time). What is replaced or deleted is overwritten with zeros. Only its owner may read
-    the file. The first use raises `ConfigError` if it is not a database, another program's, damaged, or made by a newer
-    version.
+    (write-ahead log, synced each time). What is replaced or deleted is overwritten with zeros; `delete` also empties
+    the log, in which what was replaced may be until then. Only its owner may read the file. The first use raises
+    `ConfigError` if it is not a database, another program's, damaged, or made by a newer version.
     """
 
     def __init__(
@@ -114,7 +114,11 @@ def _save(db: sqlite3.Connection, id: str, document: str, revision: str, replace
 
 def _delete(db: sqlite3.Connection, id: str) -> bool:
     with transaction(db):
-        return db.execute("DELETE FROM documents WHERE id = ?", (id,)).rowcount > 0
+        is_deleted = db.execute("DELETE FROM documents WHERE id = ?", (id,)).rowcount > 0
+    if is_deleted:
+        # The log has what was saved, too, and keeps it until it is full. Not done if others are reading for long.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return is_deleted
 
 
 def _list(db: sqlite3.Connection, prefix: str, limit: int) -> list[Entry]:

@@ -136,6 +136,48 @@ async def test_what_was_replaced_or_deleted_is_not_in_the_file(path: Path) -> No
     assert b"HIDDEN" not in left
 
 
+async def test_what_was_deleted_is_not_in_the_log_either(path: Path, state: SqliteState) -> None:
+    await state.save("a", "SECRET" * 2000, revision="1", replaces=None)
+    await state.save("a", "HIDDEN" * 20, revision="2", replaces="1")
+    await state.delete("a")
+    left = b"".join(entry.read_bytes() for entry in path.parent.iterdir())
+    assert b"SECRET" not in left
+    assert b"HIDDEN" not in left
+
+
+async def test_a_second_store_of_a_file_does_not_end_the_locks_of_the_first(
+    path: Path, state: SqliteState
+) -> None:
+    """Another process would delete the log under it when it closes the file: what is saved then, nobody else sees."""
+    await state.save("a", "one", revision="1", replaces=None)
+    second = SqliteState(path=path)
+    await second.load("a")
+    program = """
+        import asyncio, sys
+        from agentrt.state.sqlite import SqliteState
+
+        async def main():
+            state = SqliteState(path=sys.argv[1])
+            print([entry.id for entry in await state.list()])
+            await state.aclose()
+
+        asyncio.run(main())
+    """
+    assert await ended(program, path) == "['a']\n"
+    assert path.with_name("state.db-wal").exists()
+    await state.save("b", "two", revision="1", replaces=None)
+    assert await ended(program, path) == "['b', 'a']\n"
+    await second.aclose()
+
+
+async def test_through_a_link_to_what_is_not_there_yet_only_the_owner_may_read(tmp_path: Path) -> None:
+    (tmp_path / "state.db").symlink_to(tmp_path / "elsewhere.db")
+    state = SqliteState(path=tmp_path / "state.db")
+    await state.load("a")
+    await state.aclose()
+    assert stat.S_IMODE((tmp_path / "elsewhere.db").stat().st_mode) == 0o600
+
+
 async def test_a_memorys_file_is_refused(path: Path) -> None:
     memory = SqliteMemory(path=path)
     await memory.add("x")
@@ -236,6 +278,12 @@ async def test_it_holds_what_a_dict_would_hold(steps: list[tuple[str, str, str]]
 def start(program: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+async def ended(program: str, *arguments: object) -> str:
+    """What the program prints."""
+    out, _ = await asyncio.to_thread(start(program, *arguments).communicate, timeout=60)
+    return out
 
 
 async def test_of_several_writers_each_replaces_what_it_has_read(path: Path) -> None:
