@@ -12,7 +12,6 @@ processes wait. Counting is the store's work (`RateLimitStore`), in memory or on
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -243,6 +242,8 @@ def _short(key: str) -> str:
     data = options.text("key", key).encode("utf-8", "surrogatepass")
     if len(data) <= MAX_KEY and _is_unicode(data):
         return key
+    import hashlib  # here: it brings OpenSSL, and few keys are that long
+
     return f"blake2b:{hashlib.blake2b(data, digest_size=20).hexdigest()}"
 
 
