@@ -11,10 +11,16 @@
     |   |-- CircuitOpen          the target's circuit is open                  circuit_breaker .retry_after
     |   |-- RateLimited          the wait for a turn would be too long         stages that wait .scope .retry_after
     |   |-- BulkheadFull         too many calls are running and queued         bulkhead
-    |   `-- BudgetExceeded       a budget is spent                             budget
+    |   |-- BudgetExceeded       a budget is spent                             budget
+    |   `-- AuditUnavailable     it could not be recorded (security.audit)     audit
     |-- DeadlineExceeded         the total time of a call or run is over       timeout, the runtime .scope
     |-- RunLimitExceeded         a run's limit (steps, calls, tokens)          the agent loop  .limit
     |-- ToolError                a tool tells the model what went wrong        tool authors
+    |   `-- UnsafeInput          a text is not what it is used as              security.sanitize .rule
+    |-- SecretError              see secrets.protocol                          secrets providers
+    |-- FileError                see security.file_errors                      FileAccess
+    |-- DecryptionFailed         a token was changed, or is another's          security.encryption
+    |-- SessionUnreadable        a stored conversation was changed             conversations
     |-- ConfigError              a mistake in configuration or usage           config, the command line
     `-- PluginError              a plugin cannot be found, loaded or opened    plugins
 
