@@ -17,7 +17,7 @@ from collections.abc import Callable
 from agentrt.security.file_errors import Blocked
 from agentrt.security.file_paths import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, is_temporary
 
-__all__ = ["check_target", "remove_leftovers", "replace"]
+__all__ = ["check_target", "remove_leftovers", "replace", "settle"]
 
 LEFTOVER_SECONDS = 60.0
 """A temporary file so old that nobody holds locked is what a process left that was killed."""
@@ -53,7 +53,7 @@ def replace(
     """Make `data` the content of `name` in `folder`; False if at the last moment it was not wanted any more.
 
     `mode`: permission bits; None keeps those of the file that is replaced, and gives a new one 0o644 less the umask.
-    Raises `Blocked` or `OSError`; the old file is then as it was.
+    Raises `Blocked` or `OSError`; the old file is then as it was. A crash may still undo it until `settle`.
     """
     old = check_target(folder, name)
     temporary = f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}{TEMPORARY_SUFFIX}"
@@ -83,12 +83,20 @@ def replace(
             temporary = ""
         finally:
             os.close(created)
-        os.fsync(folder)
     finally:
         if temporary:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=folder)
     return True
+
+
+def settle(folder: int) -> None:
+    """Bring the names in `folder` to the disk. Some file systems cannot and say EINVAL; they do it by themselves."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def remove_leftovers(folder: int) -> int:

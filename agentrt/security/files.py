@@ -254,6 +254,8 @@ class FileAccess:
                 folder = self._do(asked, lambda: self._make_parents(asked))
             self._do(asked, lambda: self._tidy(folder))
             is_written = self._do(asked, lambda: file_writing.replace(folder, name, content, mode, is_wanted))
+            if is_written:  # and counts, whatever becomes of this
+                self._do(asked, lambda: file_writing.settle(folder))
         finally:
             if folder >= 0:
                 os.close(folder)
@@ -416,9 +418,21 @@ class FileAccess:
         try:
             return self._open_folder(asked, asked.parts[:-1])
         except FileNotFoundError:
-            if may_be_missing:
-                return -1
-            raise
+            if not may_be_missing:
+                raise
+        self._check_new_folders(asked)
+        return -1
+
+    def _check_new_folders(self, asked: _Asked) -> None:
+        """Refuse names that missing folders must not get before the first of them is made."""
+        names = asked.parts[:-1]
+        for depth in range(1, len(names) + 1):
+            try:
+                os.close(self._open_folder(asked, names[:depth]))
+            except FileNotFoundError:
+                for name in names[depth - 1 :]:
+                    check_new_name(name)
+                return
 
     def _make_parents(self, asked: _Asked) -> int:
         """Make the missing folders, each in the open one above it, and look each up from the root as any path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -238,6 +239,39 @@ def test_an_error_leaves_the_old_file_and_nothing_else(
         assert files.read_text("a/b/f") == "inside"
     assert os.listdir(world.root / "a" / "b") == ["f"]
     assert open_descriptors() == before
+
+
+@by_each_way
+def test_no_folder_is_made_if_one_of_them_is_refused(way: str, world: World) -> None:
+    told: list[tuple[object, ...]] = []
+    with jail(way, world.root, on_access=lambda *decision: told.append(decision)) as files:
+        with pytest.raises(AccessDenied, match=r"U\+202E") as denied:
+            files.write("first/sec\u202eond/f", "new", parents=True)
+        assert denied.value.rule == "path"
+    assert not (world.root / "first").exists()
+    assert [allowed for _, _, _, allowed, _ in told] == [False]
+
+
+@by_each_way
+@pytest.mark.parametrize(("number", "fails"), [(errno.EIO, True), (errno.EINVAL, False)])
+def test_what_is_there_counts_though_the_folder_cannot_be_brought_to_the_disk(
+    way: str, number: int, fails: bool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "not this folder")
+        fsync(descriptor)
+
+    with jail(way, world.root, quota=5) as files:
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(FileError, match="not this folder") if fails else contextlib.nullcontext():
+            files.write("f", "abcde")
+        monkeypatch.undo()
+        assert (files.read_text("f"), files.written) == ("abcde", 5)
+        with pytest.raises(AccessDenied, match="left of"):
+            files.write("f", "f")
 
 
 def test_a_reader_never_meets_half_a_file(world: World) -> None:
