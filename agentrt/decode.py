@@ -60,10 +60,12 @@ class Text(str):
 
 class Where(Struct, frozen=True, eq=False):
     """Where a table stands, for messages: its `path`, and a function from the path of a value to its origin
-    ("agentrt.toml:12", "AGENTRT_RUN__TIMEOUT", "" if it has none). The default stands for values given in code."""
+    ("agentrt.toml:12", "AGENTRT_RUN__TIMEOUT", "" if it has none). `also`: keys of this table that somebody else reads.
+    The default stands for values given in code."""
 
     path: Path = ()
     origin: Callable[[Path], str] | None = None
+    also: Collection[str] = ()
 
     def below(self, *names: str) -> Where:
         """Where a value or table inside this one stands."""
@@ -76,7 +78,7 @@ class Where(Struct, frozen=True, eq=False):
     def unknown(self, name: str, allowed: Collection[str]) -> ConfigError:
         """The error for a key that is none of `allowed`."""
         table = f"[{dotted(self.path)}]" if self.path else "the configuration"
-        return self.below(name).error(f"{table} has no {name!r}{choices(name, allowed)}")
+        return self.below(name).error(f"{table} has no {name!r}{choices(name, {*allowed, *self.also})}")
 
     @property
     def prefix(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
 from msgspec import Struct
@@ -27,6 +27,7 @@ __all__ = [
     "GROUPS",
     "Host",
     "PluginInfo",
+    "choices_in",
     "close_plugin",
     "forget",
     "list_plugins",
@@ -202,6 +203,14 @@ def names(group: str) -> set[str]:
     return {*BUILT_IN[group], *(info.name for info in _third_party() if info.group == group)}
 
 
+def choices_in(group: str, name: str, also: Iterable[str] = ()) -> str:
+    """The end of a sentence about a `name` that `group` does not have: what there is, and what could be installed.
+    `also`: what else would have done."""
+    there = {*names(group), *also}
+    more = [f"{each} ({package})" for each, package in BESIDE.get(group, {}).items() if each not in there]
+    return choices(name, there) + (f"; with more packages: {', '.join(more)}" if more else "")
+
+
 def forget() -> None:
     """Look again for third-party plugins at the next use: `sys.path` or what is installed has changed."""
     _third_party.cache_clear()
@@ -230,10 +239,7 @@ def _find(group: str, name: str, where: Where | None) -> PluginInfo:
     if name in beside:
         how = f"comes with {beside[name]}: pip install {beside[name]}"
         raise _error(where, f"the plugin {name!r} of the group {group} {how}")
-    there = {info.name for info in offered}
-    more = ", ".join(f"{each} ({package})" for each, package in beside.items() if each not in there)
-    known = choices(plain, there) + (f"; with more packages: {more}" if more else "")
-    raise _error(where, f"there is no plugin {name!r} in the group {group}{known}")
+    raise _error(where, f"there is no plugin {name!r} in the group {group}{choices_in(group, plain)}")
 
 
 def _built_in(group: str) -> list[PluginInfo]:

@@ -420,13 +420,56 @@ def test_a_model_table_makes_its_plugin(load: Load) -> None:
 
 def test_a_plugin_that_does_not_exist_is_placed(load: Load) -> None:
     with pytest.raises(
-        PluginError, match=r"^agentrt.toml:1: there is no plugin 'vualt' in the group agentrt.secrets"
+        PluginError,
+        match=r"^agentrt.toml:2: there is no secrets provider 'vualt'; did you mean 'vault'\? There are: aws",
     ):
         load("[secrets]\nprovider = 'vualt'\n").secrets().make()
     with pytest.raises(
         ConfigError, match=r"^agentrt.toml:2: models.a.plugin must be a plugin's name, not 3$"
     ):
         load("[models.a]\nplugin = 3\n").model("a")
+
+
+def test_a_provider_that_only_a_reference_names_is_placed_nowhere(load: Load) -> None:
+    config = load("[secrets.providers.shared]\nplugin = 'env'\n")
+    with pytest.raises(
+        PluginError,
+        match=r"^there is no secrets provider 'sharde'; did you mean 'shared'\? There are: .*shared",
+    ):
+        config.secrets("sharde")
+    assert config.secrets("shared").plugin == "env"
+    assert config.secrets("file").make() is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[secrets]\nprovider = 'file'\nprovidr = 'env'\n",
+            r"^agentrt.toml:3: \[secrets\] has no 'providr'; did you mean 'provider'\?",
+        ),
+        (
+            "[state]\nencrypted = true\n",
+            r"^agentrt.toml:2: \[state\] has no 'encrypted'; did you mean 'encrypt'\? There are: accept_clear, busy",
+        ),
+    ],
+)
+def test_a_key_that_neither_the_section_nor_its_plugin_has_is_told_what_both_have(
+    load: Load, text: str, message: str
+) -> None:
+    config = load(text)
+    table = config.state_store() if "[state]" in text else config.secrets()
+    with pytest.raises(ConfigError, match=message):
+        table.make()
+
+
+def test_an_audit_log_that_is_strict_and_has_no_file_is_refused(load: Load) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^agentrt.toml:3: audit.strict is true, but there is no audit log: set \[audit\] path$",
+    ):
+        load("[audit]\narguments = 'none'\nstrict = true\n")
+    assert load("[audit]\nstrict = true\npath = 'a.jsonl'\n").audit.strict
 
 
 def test_a_plugin_without_a_table_is_not_placed(load: Load) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from agentrt import options, plugins
 from agentrt.config.sections import (
@@ -39,7 +40,7 @@ from agentrt.config.sources import (
 from agentrt.config.state_sections import EncryptionSection, StateSection
 from agentrt.config.tables import PluginTable, Setting, StageOptions, plain
 from agentrt.decode import Path, Where, build, choices, decode, dotted, shown
-from agentrt.errors import ConfigError
+from agentrt.errors import ConfigError, PluginError
 
 __all__ = ["Config", "PluginTable", "Setting", "StageOptions"]
 
@@ -230,13 +231,20 @@ class Config:
         own = {name: v for name, v in self._table("secrets").items() if name not in _SECRETS}
         name = self.secrets_provider if provider is None else provider
         if name == self.secrets_provider and (own or name not in self._table("secrets", "providers")):
-            return PluginTable("agentrt.secrets", name, name, own, self._tree.where("secrets"))
-        return self._plugin("agentrt.secrets", name, "secrets", "providers", name)
+            self._check_provider(name, self._tree.where("secrets", "provider"))
+            where = replace(self._tree.where("secrets"), also=_SECRETS)
+            return PluginTable("agentrt.secrets", name, name, own, where)
+        if name in self._table("secrets", "providers"):
+            return self._plugin("agentrt.secrets", name, "secrets", "providers", name)
+        where = Where(("secrets", "providers", name), lambda path: "")  # a reference names it, no table does
+        self._check_provider(name, where)
+        return PluginTable("agentrt.secrets", name, name, {}, where)
 
     def state_store(self) -> PluginTable:
         """What stores conversations: the plugin [state] plugin, whose options are the rest of [state]."""
         own = {name: v for name, v in self._table("state").items() if name not in _fields(StateSection)}
-        return PluginTable("agentrt.state", "state", self.state.plugin, own, self._tree.where("state"))
+        where = replace(self._tree.where("state"), also=_fields(StateSection))
+        return PluginTable("agentrt.state", "state", self.state.plugin, own, where)
 
     def rate_limits(self) -> PluginTable:
         """What counts rate limits: the plugin [rate_limits] backend, with the options of [rate_limits.BACKEND]."""
@@ -355,6 +363,10 @@ class Config:
             self._table("models", prefix)
         for name in self._table("secrets", "providers"):
             self._table("secrets", "providers", name)
+        if self.audit.strict and self.audit.path is None:
+            raise self._tree.where("audit", "strict").error(
+                "audit.strict is true, but there is no audit log: set [audit] path"
+            )
         for table in self.audit_sinks():
             if self.audit.path is None:
                 raise table.where.error(f"[audit.sinks.{table.name}] has nothing to keep: set [audit] path")
@@ -368,6 +380,12 @@ class Config:
                 f"the options of {provider!r} stand in [secrets] and in [secrets.providers.{provider}]; "
                 "keep one of them"
             )
+
+    def _check_provider(self, name: str, where: Where) -> None:
+        plain_name = name.partition("@")[0]
+        if plain_name not in {*plugins.names("agentrt.secrets"), *plugins.BESIDE["agentrt.secrets"]}:
+            others = plugins.choices_in("agentrt.secrets", name, self._table("secrets", "providers"))
+            raise PluginError(f"{where.prefix}there is no secrets provider {name!r}{others}")
 
     def _check_pipeline(self) -> tuple[str, ...]:
         """Check the keys of [pipeline], and give the names in `use`."""
