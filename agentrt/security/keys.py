@@ -82,7 +82,14 @@ class KeyRing:
         """A ring of the keys that these references name (`secret://...`); the first is the primary.
 
         `resolve` gives the value of one. `fernet`: references of Fernet keys. What `resolve` raises propagates.
+        Raises `ConfigError` for what is no reference: a key would stand in the message that it is not there.
         """
+        for number, reference in enumerate((*references, *fernet), start=1):
+            if not reference.startswith("secret://"):
+                raise ConfigError(
+                    f'number {number} is no reference such as "secret://env/AGENTRT_KEY"; keys themselves are for '
+                    "KeyRing.from_texts"
+                )
         texts = {reference: await resolve(reference) for reference in references}
         old = {reference: await resolve(reference) for reference in fernet}
         decoded = [_as_fernet(_decoded(reference, text)) for reference, text in old.items()]

@@ -153,6 +153,19 @@ async def test_a_reference_to_what_is_no_key_is_named() -> None:
         await KeyRing.from_references([], resolve, fernet=["secret://env/OLD"])
 
 
+@pytest.mark.asyncio
+async def test_a_key_in_place_of_its_reference_is_neither_asked_for_nor_shown() -> None:
+    async def resolve(reference: str) -> str:
+        raise AssertionError(reference)
+
+    for references, old in (([TEXT], []), (["secret://env/K", TEXT], []), (["secret://env/K"], [TEXT])):
+        with pytest.raises(
+            ConfigError, match=r'^number [12] is no reference such as "secret://env'
+        ) as caught:
+            await KeyRing.from_references(references, resolve, fernet=old)
+        assert TEXT not in str(caught.value)
+
+
 def test_a_ring_does_not_show_its_keys() -> None:
     ring = KeyRing.from_texts(f"a:{TEXT}", fernet=[TEXT])
     assert repr(ring) == str(ring) == f"{ring}" == "KeyRing(primary='a', ids=['a'], fernet=1)"
