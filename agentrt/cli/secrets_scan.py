@@ -103,10 +103,11 @@ def _print(found: Sequence[Finding], files: int, terminal: Terminal) -> None:
     for finding in found:
         place = terminal.style(f"{_printable(finding.path)}:{finding.line}", "bold", out=True)
         terminal.line(f"{place}  {finding.rule} ({finding.confidence})  {finding.preview}")
+    in_files = f"in {files:,} file{'' if files == 1 else 's'}"
     if not found:
-        terminal.note(f"no secrets in {files:,} file{'' if files == 1 else 's'}")
+        terminal.note(f"no secrets {in_files}")
         return
-    terminal.error(f"{len(found)} secret{'' if len(found) == 1 else 's'} in {files:,} files")
+    terminal.error(f"{len(found)} secret{'' if len(found) == 1 else 's'} {in_files}")
     terminal.hint(
         f"take it out, and replace it where it is used: it may be known by now. If it is none, write {ALLOW_MARK} into "
         f"a comment there, or its path into {ALLOW_FILE}"

@@ -110,8 +110,9 @@ def test_a_clean_tree(project: Path, command: Command) -> None:
 
 def test_short_passwords_are_not_shown_at_all(project: Path, command: Command) -> None:
     (project / "a.py").write_text('password = "q7Kfz!p2Lw"\n')
-    ended = command("secrets", "scan")
+    ended = command("secrets", "scan", "a.py")
     assert ended.out == "a.py:1  generic-password (low)  ******** (10 characters)\n"
+    assert "error: 1 secret in 1 file\n" in ended.err
 
 
 def test_findings_of_little_confidence_can_be_left_out(project: Path, command: Command) -> None:
