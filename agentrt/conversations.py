@@ -250,7 +250,7 @@ async def _aside(size: int, work: Callable[[], T]) -> T:
 def _decoded(data: str | bytes) -> _Document | None:
     try:
         return _decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None  # its words may quote the data
 
 

@@ -125,9 +125,9 @@ class SqliteFile:
                     f"{self._what}: {self._place} is locked by another process", executed=False
                 ) from error
             raise ConfigError(
-                f"{self._what}: {self._place} cannot be used as a {self._what}: {error}. If it is damaged, move it "
-                "away and a new one is made; otherwise give another path"
-            ) from error
+                f"{self._what}: {self._place} cannot be used as a {self._what}: {_said(error)}. If it is damaged, move "
+                "it away and a new one is made; otherwise give another path"
+            ) from _cause(error)
 
     @contextlib.contextmanager
     def _explained(self) -> Generator[None]:
@@ -141,7 +141,9 @@ class SqliteFile:
                     f"{self.busy_timeout:g} s",
                     executed=False,
                 ) from error
-            raise PermanentError(f"{self._what}: {self._place} failed: {error}", fault="target") from error
+            raise PermanentError(
+                f"{self._what}: {self._place} failed: {_said(error)}", fault="target"
+            ) from _cause(error)
 
     def _check(self, db: sqlite3.Connection) -> bool:
         """True if the database is empty; `ConfigError` if it is not ours."""
@@ -214,6 +216,20 @@ def _use_write_ahead_log(db: sqlite3.Connection, busy_timeout: float) -> None:
             if not _is_busy(error) or time.monotonic() >= give_up:
                 raise
             time.sleep(0.02)
+
+
+def _quotes(error: sqlite3.Error) -> bool:
+    """Whether the error's words quote what is stored. Python's own do, of a text that is no UTF-8; SQLite's, which have
+    a code, never."""
+    return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", None) is None
+
+
+def _said(error: sqlite3.Error) -> str:
+    return "a text in it is not UTF-8" if _quotes(error) else str(error)
+
+
+def _cause(error: sqlite3.Error) -> sqlite3.Error | None:
+    return None if _quotes(error) else error
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

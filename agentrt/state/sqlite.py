@@ -93,7 +93,12 @@ class SqliteState:
 
 def _load(db: sqlite3.Connection, id: str) -> Stored | None:
     row = db.execute("SELECT document, revision FROM documents WHERE id = ?", (id,)).fetchone()
-    return None if row is None else Stored(*row)
+    if row is None:
+        return None
+    document, revision = row
+    if not isinstance(document, str) or not isinstance(revision, str):
+        raise PermanentError(f"{id!r} is damaged: what is stored is no text; delete it", executed=False)
+    return Stored(document, revision)
 
 
 def _save(db: sqlite3.Connection, id: str, document: str, revision: str, replaces: str | None) -> None:

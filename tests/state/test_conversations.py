@@ -213,7 +213,13 @@ async def test_encrypted_rows_are_read_when_encryption_is_off_again() -> None:
     assert store.documents["ada"].document.startswith("{")
 
 
-@pytest.mark.parametrize("document", ["{", '{"messages": 5}', f'{{"messages": [{{"role": "{TEXT}"}}]}}'])
+DEEP = '{"state": {"x": ' + "[" * 100_000 + "]" * 100_000 + "}}"
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["{", '{"messages": 5}', f'{{"messages": [{{"role": "{TEXT}"}}]}}', pytest.param(DEEP, id="deep")],
+)
 async def test_a_damaged_clear_row_names_the_session(document: str) -> None:
     store = Kept()
     store.documents["ada"] = Stored(document, "r")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,30 @@ async def test_a_newer_or_damaged_file_is_refused(path: Path) -> None:
     connection.close()
     with pytest.raises(ConfigError, match=r"newer agentrt \(format 2, this one knows 1\)"):
         await SqliteState(path=path).load("a")
+
+
+async def put(path: Path, column: str, value: str) -> None:
+    db = sqlite3.connect(path)
+    db.execute(f"UPDATE documents SET {column} = {value}")
+    db.commit()
+    db.close()
+
+
+async def test_a_text_that_is_not_utf8_is_told_and_not_shown(path: Path, state: SqliteState) -> None:
+    await state.save("a", "one", revision="1", replaces=None)
+    await put(path, "document", "CAST(CAST('SECRET' AS BLOB) || x'ff' AS TEXT)")
+    for store, error in ((state, PermanentError), (SqliteState(path=path), ConfigError)):
+        with pytest.raises(error, match="a text in it is not UTF-8") as caught:
+            await store.load("a")
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("column", ["document", "revision"])
+async def test_what_is_no_text_is_told(column: str, path: Path, state: SqliteState) -> None:
+    await state.save("a", "one", revision="1", replaces=None)
+    await put(path, column, "x'7b7d'")
+    with pytest.raises(PermanentError, match="'a' is damaged"):
+        await state.load("a")
 
 
 async def test_a_lock_held_too_long_is_a_transient_failure_in_which_nothing_was_done(path: Path) -> None:
