@@ -15,8 +15,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from agentrt import plugins
 from agentrt.config import Config, Setting
-from agentrt.config.sections import KINDS, LEVELS, STAGES
+from agentrt.config.sections import (
+    KINDS,
+    LEVELS,
+    STAGES,
+    AuditSection,
+    RateLimitsSection,
+    SecretsCacheSection,
+)
+from agentrt.config.state_sections import EncryptionSection, StateSection
 from agentrt.errors import ConfigError, PluginError
 from agentrt.limits import Limits
 from agentrt.middleware.bulkhead import Bulkhead
@@ -770,3 +779,36 @@ def test_lines_are_looked_for_only_when_they_are_shown(load: Load, monkeypatch: 
     assert asked == []
     assert options.sources == {"max_attempts": "agentrt.toml"}
     assert len(asked) == 1
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+
+
+@pytest.mark.parametrize(
+    ("table", "classes"),
+    [
+        ("secrets.cache", (SecretsCacheSection,)),
+        ("state", (StateSection, plugins.load("agentrt.state", "sqlite"))),
+        ("encryption", (EncryptionSection,)),
+        ("rate_limits", (RateLimitsSection,)),
+        ("rate_limits.memory", (plugins.load("agentrt.rate_limits", "memory"),)),
+        ("rate_limits.redis", (plugins.load("agentrt.rate_limits", "redis"),)),
+        ("audit", (AuditSection,)),
+    ],
+)
+def test_the_documentation_has_every_key_of_the_sections_of_security_and_its_default(
+    table: str, classes: tuple[type, ...]
+) -> None:
+    line = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| `[{table}]` |"))
+    for name, parameter in (
+        (name, p) for cls in classes for name, p in inspect.signature(cls).parameters.items()
+    ):
+        match parameter.default:
+            case bool() as default:
+                assert f"`{name}` {str(default).lower()}" in line
+            case int() | float() as default:
+                assert f"`{name}` {default:.10g}" in line
+            case str() as default:
+                assert f'`{name}` `"{default}"`' in line
+            case _:  # none, or one that has no form in TOML
+                assert f"`{name}`" in line
