@@ -1,6 +1,6 @@
 """An audit log: what was done stands in it, and an edit afterwards shows.
 
-    python examples/audit.py
+    python examples/audit.py      (needs: pip install 'agentrt[security]')
 
 In production the signing key is a secret or a file that only the service may read, and the anchor is elsewhere.
 """

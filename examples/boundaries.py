@@ -1,6 +1,6 @@
 """Text from outside goes to a database, a program and a file; what does not belong there is refused, nothing is edited.
 
-python examples/boundaries.py      (the last part needs: pip install agentrt[security])
+python examples/boundaries.py      (the last part needs: pip install 'agentrt[security]')
 """
 
 import sqlite3

@@ -1,6 +1,6 @@
 """Encryption of what is stored, bound to its place, with a change of keys while it is in use.
 
-    python examples/encryption.py
+    python examples/encryption.py      (needs: pip install 'agentrt[security]')
 
 Keys are secrets: in production they come by reference (`KeyRing.from_references`). Here they are made on the spot.
 """
