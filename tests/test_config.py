@@ -73,6 +73,14 @@ def test_the_place_of_a_setting_begins_an_error_about_it(load: Load) -> None:
     assert str(config.where("pipeline.use").error("no")) == "in code: no"
 
 
+def test_a_section_can_be_left_out(load: Load) -> None:
+    config = load("[audit]\npath = 'a.jsonl'\n[audit.sinks.file]\npath = 'b'\n[run]\ntimeout = 3\n")
+    rest = config.without("audit")
+    assert (rest.audit.path, rest.audit_sinks(), rest.run.timeout) == (None, [], 3)
+    assert [(item.name, item.origin) for item in rest.settings()] == [("run.timeout", "agentrt.toml:6")]
+    assert config.audit.path == "a.jsonl"
+
+
 def test_a_table_of_pyproject_in_agentrt_toml_is_told_what_to_be(refused: Callable[..., str]) -> None:
     assert refused("[tool.agentrt.log]\nlevel = 'info'\n").endswith("in agentrt.toml write [log]")
 

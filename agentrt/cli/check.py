@@ -18,6 +18,7 @@ from agentrt.cli.report import OK, USAGE, UserCodeError, traceback_lines, wants_
 from agentrt.cli.target import load_target
 from agentrt.cli.terminal import Style, Terminal
 from agentrt.config import Config
+from agentrt.conversations import encryption_of
 from agentrt.errors import AgentrtError
 from agentrt.hosting import Hosted, host
 from agentrt.memory.sqlite import SqliteMemory
@@ -156,12 +157,14 @@ def _check_project(project: Project, findings: Findings) -> None:
         findings.step("model", config.model(prefix).make)
     findings.step("memory", lambda: config.make(SqliteMemory, "memory"))
     findings.step("state", config.state_store().make)
-    runtime = findings.step("runtime", lambda: make_runtime(project))
+    # Without the audit log: to look at a configuration writes nothing into what a running service may be writing.
+    silent = Project(project.target, config.without("audit"), project.factory)
+    runtime = findings.step("runtime", lambda: make_runtime(silent))
     hosted = findings.step("agent", lambda: host(project.target.value, factory=project.factory))
     if hosted is None or runtime is None:
         return
     findings.ok("agent", _described(hosted))
-    asyncio.run(_check_agent(runtime, hosted, findings))
+    asyncio.run(_check_agent(runtime, hosted, config, findings))
     if findings.step("secrets", config.secrets().make) is not None:
         findings.ok("secrets", f"from {config.secrets().name}")
     findings.ok("telemetry", ", ".join(name for name, _ in runtime.telemetry.backends) or "none")
@@ -174,9 +177,10 @@ def _described(hosted: Hosted) -> str:
     return f"{hosted.name}, with {len(tools)} tool{'' if len(tools) == 1 else 's'}"
 
 
-async def _check_agent(runtime: Runtime, hosted: Hosted, findings: Findings) -> None:
-    """What the agent declares, and what its calls go through. Closes the runtime."""
+async def _check_agent(runtime: Runtime, hosted: Hosted, config: Config, findings: Findings) -> None:
+    """What the agent declares, the keys in `config`, and what calls go through. Closes the runtime."""
     try:
+        await _check_keys(runtime, config, findings)
         sound = findings.step("agent", lambda: declared_models(runtime.config, hosted)) is not None
         if isinstance(hosted.subject, Agent):
             sound = _check_declarations(runtime, hosted.subject, findings) and sound
@@ -206,6 +210,34 @@ def _check_declarations(runtime: Runtime, agent: Agent, findings: Findings) -> b
         findings.step("output", lambda: runtime.output_parser(agent.output))
     findings.step("limits", lambda: runtime.limits_of(agent))
     return findings.step("tools", lambda: runtime.tools_of(agent)) is not None
+
+
+async def _check_keys(runtime: Runtime, config: Config, findings: Findings) -> None:
+    """The keys of [encryption], and those and the sinks of [audit]. The log itself is not opened."""
+
+    async def value(reference: str) -> str:
+        return (await runtime.secrets.get(reference)).reveal()
+
+    try:
+        encryption = await encryption_of(config, value)
+    except Exception as error:
+        findings.failed("encryption", error)
+    else:
+        if encryption is not None:
+            findings.ok("encryption", f"with the key {encryption.ring.primary}")
+    if config.audit.path is None:
+        return
+    from agentrt.security.audit.key_sources import keys_of
+
+    try:
+        for table in config.audit_sinks():
+            table.make()
+        keys = await keys_of(config.audit.key, config.audit.signing_key, value)
+    except Exception as error:
+        findings.failed("audit", error)
+    else:
+        signed = "without checkpoints" if keys.signing is None else "with signed checkpoints"
+        findings.ok("audit", f"to {config.audit.path}, {signed}")
 
 
 async def _check_models(runtime: Runtime, models: list[str], findings: Findings) -> None:

@@ -113,6 +113,15 @@ class Config:
         config._adopt(tree, notes)
         return config
 
+    def without(self, section: str) -> Config:
+        """The same configuration as if this section were not in it."""
+        tree = Tree()
+        tree.values = {name: table for name, table in self._tree.values.items() if name != section}
+        tree.origins = {path: origin for path, origin in self._tree.origins.items() if path[0] != section}
+        config = Config.__new__(Config)
+        config._adopt(tree, list(self.notes))
+        return config
+
     def _adopt(self, tree: Tree, notes: list[str]) -> None:
         self._tree = tree
         self.notes = tuple(notes)

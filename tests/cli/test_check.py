@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentrt import plugins
+from agentrt.security.keys import new_key
 from tests.cli.conftest import Command
 
 
@@ -72,6 +73,63 @@ def test_a_key_that_is_there_and_one_by_reference(command: Command, monkeypatch:
     assert "MY_KEY is not set" in ended.out
     monkeypatch.setenv("MY_KEY", "x")
     assert command("check", "agents:OpenBot").code == 0
+
+
+KEYS = """
+[models.openai]
+api_key = "secret://env/MY_KEY"
+[encryption]
+keys = ["secret://env/KEY_2"]
+[audit]
+path = "audit.jsonl"
+strict = true
+key = "secret://env/AUDIT_KEY"
+signing_key = "./audit.key"
+"""
+
+
+def test_the_keys_of_encryption_and_audit_are_looked_at_and_no_log_is_written(
+    project: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "agentrt.toml").write_text(KEYS)
+    monkeypatch.setenv("MY_KEY", "x")
+    monkeypatch.setenv("KEY_2", "short")
+    ended = command("check", "agents:OpenBot")
+    assert ended.code == 2
+    (about, encryption), audit = [found[1:] for found in lines(ended.out) if found[0] == "problem"]
+    assert about == "encryption"
+    assert encryption.startswith(
+        "agentrt.toml:5: [encryption] keys: secret://env/KEY_2 must be base64 of 32 random"
+    )
+    assert audit == ("audit", "secret://env/AUDIT_KEY: the environment variable AUDIT_KEY is not set")
+
+    (project / "audit.key").write_text("07" * 32)
+    monkeypatch.setenv("KEY_2", new_key(id="2026"))
+    monkeypatch.setenv("AUDIT_KEY", "a" * 32)
+    ended = command("check", "agents:OpenBot")
+    assert ended.code == 0
+    assert ("ok", "encryption", "with the key 2026") in lines(ended.out)
+    assert ("ok", "audit", "to audit.jsonl, with signed checkpoints") in lines(ended.out)
+    assert not (project / "audit.jsonl").exists()
+
+
+def test_secrets_check_neither_needs_the_audit_log_nor_writes_it(
+    project: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "agentrt.toml").write_text(KEYS)
+    monkeypatch.setenv("MY_KEY", "x")
+    monkeypatch.setenv("KEY_2", "short")
+    ended = command("secrets", "check")
+    assert ended.code == 1
+    assert "ok       secret://env/MY_KEY     env  models.openai.api_key (agentrt.toml:3)\n" in ended.out
+    assert "missing  secret://env/AUDIT_KEY  env  audit.key (agentrt.toml:9)\n" in ended.out
+    assert not (project / "audit.jsonl").exists()
+
+
+def test_sinks_of_the_audit_log_are_made(project: Path, command: Command) -> None:
+    ended = command("check", "agents:Bot", "--set", "audit.path=a.jsonl", "--set", "audit.sinks.fil.path=b")
+    assert ended.code == 2
+    assert "there is no plugin 'fil' in the group agentrt.audit; did you mean 'file'?" in ended.out
 
 
 def test_weights_that_are_missing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
