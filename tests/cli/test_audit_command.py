@@ -118,6 +118,7 @@ def test_the_result_as_json(log: Path, command: Command) -> None:
         (("audit.jsonl", "--public-key", "none.pub"), "cannot read none.pub"),
         (("audit.jsonl", "--public-key", "agents.py"), "agents.py is not an ed25519 public key"),
         (("audit.jsonl", "--anchor", "none"), "cannot read the anchor none"),
+        (("audit.jsonl", "--anchor", "./audit.jsonl"), "the anchor audit.jsonl is the log itself"),
     ],
 )
 def test_a_mistake_is_no_verdict(

@@ -105,7 +105,7 @@ def verify(
 
     `public_key`: of the checkpoints, or several if it was changed over time; without one only the chain is looked at.
     `anchor`: a file with checkpoints that were kept elsewhere. `pruned`: older files were removed on purpose. Raises
-    ConfigError if there is no such log.
+    ConfigError if there is no such log, or the anchor is the log itself.
     """
     base = Path(path)
     keys = (public_key,) if isinstance(public_key, PublicKey) else tuple(public_key or ())
@@ -122,6 +122,10 @@ def verify(
         files = _files(base, stack)
         if not files:
             raise ConfigError(f"there is no audit log {base}")
+        if kept is not None and _is_one_of(kept, files):
+            raise ConfigError(
+                f"the anchor {anchor} is the log itself, which shows nothing: give checkpoints that were kept elsewhere"
+            )
         reader = _Reader(report, keys, checkpoints, pruned)
         for number, (name, opened) in enumerate(files, start=1):
             with opened if opened is not None else _opened(name) as file:
@@ -144,6 +148,14 @@ def _files(base: Path, stack: ExitStack) -> list[tuple[Path, BinaryIO | None]]:
         if not any(os.path.samestat(status, name.stat()) for name, _ in files):
             files.append((base, written))
     return files
+
+
+def _is_one_of(anchor: BinaryIO, files: Sequence[tuple[Path, BinaryIO | None]]) -> bool:
+    status = os.fstat(anchor.fileno())
+    return any(
+        os.path.samestat(status, name.stat() if opened is None else os.fstat(opened.fileno()))
+        for name, opened in files
+    )
 
 
 def _opened(path: Path, *, name: str | None = None) -> BinaryIO:
