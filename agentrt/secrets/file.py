@@ -104,7 +104,11 @@ class File:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name cannot lead out of the directory by itself."""
+    """Whether a name can stand in a reference, and cannot lead out of the directory by itself."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False  # bytes that are no UTF-8
     return "\0" not in name and all(part not in ("", ".") and part[:2] != ".." for part in name.split("/"))
 
 

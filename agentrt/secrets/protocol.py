@@ -110,12 +110,14 @@ class SecretRef(Struct, frozen=True):
 
     def __str__(self) -> str:
         slash = "/" if self.provider is not None or "/" in self.name else ""
-        key = (
-            "#" + ".".join(quote(part, safe="").replace(".", "%2E") for part in self.key) if self.key else ""
-        )
-        version = f"?version={quote(self.version, safe='')}" if self.version is not None else ""
-        provider = quote(self.provider or "", safe="")
-        return f"{SCHEME}{provider}{slash}{quote(self.name, safe='/')}{key}{version}"
+        key = "#" + ".".join(_quoted(part).replace(".", "%2E") for part in self.key) if self.key else ""
+        version = f"?version={_quoted(self.version)}" if self.version is not None else ""
+        return f"{SCHEME}{_quoted(self.provider or '')}{slash}{_quoted(self.name, safe='/')}{key}{version}"
+
+
+def _quoted(part: str, *, safe: str = "") -> str:
+    # Half of a surrogate pair has no UTF-8 form; no provider has such a name, but an error must be able to say it.
+    return quote(part, safe=safe, errors="backslashreplace")
 
 
 def is_reference(text: str) -> bool:

@@ -21,6 +21,9 @@ __all__ = ["WritableFiles", "failure", "read_text"]
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _NOT_PERMITTED = (errno.EACCES, errno.EPERM)
 
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""With O_PATH a folder on the way need not be readable."""
+
 _log = logging.getLogger("agentrt.secrets")
 
 
@@ -42,8 +45,7 @@ def read_text(ref: SecretRef, path: str, *, limit: int, files: WritableFiles) ->
     Raises the errors of `failure`; `SecretInvalid` for anything but a regular file of at most `limit` bytes of UTF-8.
     """
     try:
-        # Not blocking: a FIFO would wait for somebody to write into it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = _open(path)
     except OSError as error:
         raise failure(ref, error) from error
     try:
@@ -64,6 +66,25 @@ def read_text(ref: SecretRef, path: str, *, limit: int, files: WritableFiles) ->
     except UnicodeDecodeError:
         # Not chained: the error holds what was read.
         raise SecretInvalid(f"{ref}: the file is not UTF-8 text") from None
+
+
+def _open(path: str) -> int:
+    """Open the file and follow no link, nor any on the way: one that is there was put there after they were resolved."""
+    # Not blocking: a FIFO would wait for somebody to write into it.
+    how = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    on_the_whole_way = getattr(os, "O_NOFOLLOW_ANY", None)
+    if on_the_whole_way is not None:  # macOS
+        return os.open(path, how | on_the_whole_way)
+    *folders, name = filter(None, path.split("/"))
+    folder = os.open("/", _FOLDER)
+    try:
+        for part in folders:
+            below = os.open(part, _FOLDER, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(name, how | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def failure(ref: SecretRef, error: OSError) -> SecretError:

@@ -6,10 +6,10 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from agentrt.secrets import text_file
 from tests.cli.commands import environment
 from tests.cli.conftest import Command
 from tests.cli.screen import Screen
@@ -132,15 +132,15 @@ def test_check_names_every_way_to_fail(project: Path, command: Command) -> None:
 def test_check_tells_a_refusal_from_an_outage(
     files: Path, command: Command, monkeypatch: pytest.MonkeyPatch, code: int, state: str
 ) -> None:
-    opened = os.open
+    opened = text_file._open
 
-    def fails(path: Any, *arguments: Any, **options: Any) -> int:
-        if str(path).startswith(str(files)):
+    def fails(path: str) -> int:
+        if path.startswith(str(files)):
             raise OSError(code, os.strerror(code))
-        return opened(path, *arguments, **options)
+        return opened(path)
 
     (files.parent / "agentrt.toml").write_text(CONFIG + "[pipeline.secret]\nretry = false\n")
-    monkeypatch.setattr("agentrt.secrets.text_file.os.open", fails)
+    monkeypatch.setattr(text_file, "_open", fails)
     ended = command("secrets", "check", "--json")
     assert ended.code == 1
     assert [one["state"] for one in json.loads(ended.out)] == [state, "missing", state]

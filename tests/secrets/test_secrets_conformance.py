@@ -82,7 +82,7 @@ class TestDotenv(SecretsProviderTests):
         """The file system is asked as another user would be: tests may run as root, who may read anything."""
         with pytest.MonkeyPatch.context() as patch:
 
-            def refuse(*arguments: object) -> int:
+            def refuse(*arguments: object, **options: object) -> int:
                 raise PermissionError(13, "Permission denied")
 
             patch.setattr("agentrt.secrets.text_file.os.open", refuse)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agentrt.config import Config
 from agentrt.runtime import Runtime
-from agentrt.secrets import SecretInvalid, SecretNotFound, SecretRef
+from agentrt.secrets import SecretInvalid, SecretNotFound, SecretRef, text_file
 from agentrt.secrets.dotenv import Dotenv
 
 pytestmark = pytest.mark.asyncio
@@ -61,13 +60,13 @@ async def test_a_line_that_is_none_is_named_without_what_it_says(tmp_path: Path,
 
 async def test_the_file_is_read_once_for_several(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[object] = []
-    opened = os.open
+    opened = text_file._open
 
-    def counted(*arguments: Any) -> int:
-        reads.append(arguments)
-        return opened(*arguments)
+    def counted(path: str) -> int:
+        reads.append(path)
+        return opened(path)
 
-    monkeypatch.setattr("agentrt.secrets.text_file.os.open", counted)
+    monkeypatch.setattr(text_file, "_open", counted)
     config = Config({"secrets": {"provider": "dotenv", "path": str(file)}})
     async with Runtime(config) as runtime:
         found = await runtime.secrets.get_many(["KEY", "DB_URL"])

@@ -96,6 +96,34 @@ async def test_a_folder_that_is_a_link_out_is_not_entered(folder: Path, tmp_path
     assert await File(path=folder).list() == []
 
 
+async def test_a_folder_that_is_swapped_for_a_link_meanwhile_is_not_entered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "db").mkdir()
+    (folder / "db" / "outside").write_text("ours")
+    provider = File(path=folder)
+    resolve = provider._resolved
+
+    def swapped(ref: SecretRef) -> str:
+        path = resolve(ref)
+        (folder / "db").rename(folder / "was")
+        (folder / "db").symlink_to(tmp_path)
+        monkeypatch.setattr(provider, "_resolved", resolve)
+        return path
+
+    monkeypatch.setattr(provider, "_resolved", swapped)
+    with pytest.raises(SecretInvalid, match="a link to a place that is not below"):
+        await provider.get(SecretRef("db/outside", "file"))
+
+
+async def test_a_name_that_is_no_text_is_not_listed_and_refused(folder: Path) -> None:
+    (folder / "a").write_text("value")
+    (folder / os.fsdecode(b"\xff")).write_text("value")
+    assert await File(path=folder).list() == ["a"]
+    with pytest.raises(SecretInvalid, match=r"secret://file/%5Cudcff: its name"):
+        await read(folder, "\udcff")
+
+
 async def test_a_link_that_leads_nowhere_or_in_a_circle_is_an_error(folder: Path) -> None:
     (folder / "gone").symlink_to("nowhere")
     (folder / "circle").symlink_to("circle")
@@ -171,7 +199,7 @@ async def test_what_the_file_system_says_becomes_one_of_our_errors(
 ) -> None:
     (folder / "a").write_text("value")
 
-    def fails(*arguments: object) -> int:
+    def fails(*arguments: object, **options: object) -> int:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("agentrt.secrets.text_file.os.open", fails)
