@@ -69,7 +69,7 @@ def read_text(ref: SecretRef, path: str, *, limit: int, files: WritableFiles) ->
 
 
 def _open(path: str) -> int:
-    """Open the file and follow no link, nor any on the way: one that is there was put there after they were resolved."""
+    """Open the file and follow no link, nor any on the way: what is one now was put there since they were resolved."""
     # Not blocking: a FIFO would wait for somebody to write into it.
     how = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     on_the_whole_way = getattr(os, "O_NOFOLLOW_ANY", None)
