@@ -128,7 +128,10 @@ def test_a_name_that_no_line_has_is_no_success(script: ModuleType, monkeypatch: 
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("[!_]*.py")), ids=lambda path: path.stem)
-def test_every_test_that_a_line_names_is_there(script: ModuleType, path: Path) -> None:
+def test_every_test_that_a_line_names_is_there(
+    script: ModuleType, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)  # where a script finds its other files
     named: list[str] = []
 
     class Noting(script.Acceptance):  # type: ignore[name-defined,misc]
@@ -142,5 +145,6 @@ def test_every_test_that_a_line_names_is_there(script: ModuleType, path: Path) -
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     for node in named:
         file, *names = node.partition("[")[0].split("::")
-        text = (FOLDER.parents[1] / file).read_text()
-        assert all(f"def {name}(" in text for name in names), node
+        place = FOLDER.parents[1] / file
+        assert place.exists(), node
+        assert all(f"def {name}(" in place.read_text() for name in names), node

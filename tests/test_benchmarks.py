@@ -381,7 +381,7 @@ def test_calls_that_telemetry_drops_are_counted() -> None:
 
     async def lose() -> None:
         async with ours.Ours("null") as subject:
-            subject.runtime.telemetry._processor._limit = 100
+            subject.runtime.telemetry._processor._pending.limit = 100
             fate = await telemetry.lose(subject, calls=1000)
         assert fate.silently == 0
         assert fate.reported == fate.lost > 0

@@ -211,7 +211,7 @@ proved("leases: renewed, replaced, given back", *secrets("test_secrets_leases.py
 proved(
     "a Secret gives itself away to no output; reveal() is audited",
     *secrets("test_secrets_protocol.py"),
-    *security("test_audit_runtime.py::test_reading_and_revealing_a_secret"),
+    *security("test_audit_contents.py::test_reading_and_revealing_a_secret"),
 )
 proved(
     "model clients, telemetry backends and providers follow a rotation: a 401 refetches once",
@@ -258,7 +258,13 @@ proved(
 )
 proved(
     "FileAccess: open files below a root and nothing else, by openat2 and by the walk",
-    *security("test_files.py", "test_files_async.py", "test_files_writing.py", "test_files_payloads.py"),
+    *security(
+        "test_files.py",
+        "test_files_ways.py",
+        "test_files_async.py",
+        "test_files_writing.py",
+        "test_files_payloads.py",
+    ),
 )
 proved("a rename race leaks nothing, where a check before the use does", *security("test_files_race.py"))
 proved("read_file, write_file, list_files for agents", *security("test_file_tools.py"))
@@ -303,7 +309,7 @@ proved("the stage RateLimit", "tests/pipeline/test_rate_limit.py", "tests/runtim
 
 proved(
     "every operation, intent before and outcome after, hashed or redacted, in groups",
-    *security("test_audit_log.py", "test_audit_runtime.py"),
+    *security("test_audit_log.py", "test_audit_runtime.py", "test_audit_contents.py"),
 )
 proved(
     "edits, deletions, reordering, truncation, a forged checkpoint, a rebuilt chain: each is detected and named",
@@ -324,7 +330,7 @@ proved(
     "a planted secret is in no log, span, event, audit record, error or traceback of a failing run",
     *security(
         "test_planted_secret.py",
-        "test_audit_runtime.py::test_no_secret_is_in_the_log_of_a_run_in_which_everything_fails",
+        "test_audit_contents.py::test_no_secret_is_in_the_log_of_a_run_in_which_everything_fails",
     ),
     "tests/telemetry/test_no_secret_leaves.py",
 )

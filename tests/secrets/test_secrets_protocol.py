@@ -183,7 +183,6 @@ def test_a_log_record_does_not_show_it(caplog: pytest.LogCaptureFixture) -> None
     logger.warning("%(key)s", {"key": secret})
     logger.error(secret)
     written = io.StringIO()
-    loguru.logger.remove()
     sink = loguru.logger.add(written, serialize=True, format="{message} {extra}")
     loguru.logger.bind(key=secret).warning("the key is {}", secret)
     loguru.logger.remove(sink)
@@ -199,7 +198,6 @@ def test_tracebacks_with_local_variables_do_not_show_it() -> None:
         raise ValueError(f"{again} {secret}")
 
     written = io.StringIO()
-    loguru.logger.remove()
     sink = loguru.logger.add(written, diagnose=True, backtrace=True)
     console = rich.console.Console(file=io.StringIO(), width=200)
     told, hidden = "", Secret(VALUE, name="secret://env/KEY")
