@@ -114,6 +114,10 @@ def _say(report: Report, terminal: Terminal) -> None:
     )
     for note in report.notes:
         terminal.note(f"note: {note}")
+    if report.log is None and report.records:
+        terminal.hint(
+            f"{report.path} does not begin as an audit log: is it the file that [audit] path names?"
+        )
 
 
 # --- show ----------------------------------------------------------------------------------------------------
@@ -160,9 +164,10 @@ def show(
         if type(gap).__name__ in ("Gap", "Recovered"):
             terminal.line(terminal.style(other(gap), "yellow", out=True))
     if strange:
-        terminal.warning(
-            f"{path}: {strange:,} lines are no lines of an audit log; agentrt audit verify says more"
-        )
+        what = "1 line is no line" if strange == 1 else f"{strange:,} lines are no lines"
+        terminal.warning(f"{path}: {what} of an audit log; agentrt audit verify says more")
+    elif not as_json and not rows.runs:
+        terminal.note(f"no operation in {path} is as asked for")
     return OK
 
 

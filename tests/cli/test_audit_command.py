@@ -104,6 +104,19 @@ def test_a_log_that_was_cut(log: Path, command: Command) -> None:
     assert ": truncated: the log ends here" in ended.out
 
 
+def test_a_file_that_is_no_audit_log_is_told_as_that(log: Path, command: Command) -> None:
+    hint = "does not begin as an audit log: is it the file that [audit] path names?"
+    ended = command("audit", "verify", "agents.py")
+    assert ended.code == 1
+    assert f"hint: agents.py {hint}" in ended.err
+    assert f"hint: anchor.jsonl {hint}" in command("audit", "verify", "anchor.jsonl").err
+    assert hint not in command("audit", "verify", "audit.jsonl").err
+    (log.parent / "one").write_text("no log\n")
+    ended = command("audit", "show", "one")
+    assert (ended.code, ended.out) == (0, "")
+    assert ended.err.endswith("one: 1 line is no line of an audit log; agentrt audit verify says more\n")
+
+
 def test_the_result_as_json(log: Path, command: Command) -> None:
     ended = command("audit", "verify", "audit.jsonl", "--json", "--public-key", "audit.pub")
     result = json.loads(ended.out)
@@ -159,6 +172,8 @@ def test_filters(log: Path, command: Command) -> None:
     run = shown("--actor", "bob", "--action", "run")[0].split("run ")[-1].split()[0]
     assert len(shown("--run", run[:8])) == 4, "the run, its call, its child, and the child's call"
     assert shown("--since", "2100-01-01") == []
+    ended = command("audit", "show", "audit.jsonl", "--action", "nix")
+    assert (ended.code, ended.out, ended.err) == (0, "", "no operation in audit.jsonl is as asked for\n")
     assert len(shown("--since", "1h")) == len(shown())
 
 
