@@ -1,6 +1,6 @@
 """SQL: values are bound, names are quoted by `sql_identifier`, statements that a model wrote pass `sql_guard`.
 
-`sql_guard` needs sqlglot (`pip install agentrt[security]`); it is imported by the first call.
+`sql_guard` needs sqlglot (`pip install 'agentrt[security]'`); it is imported by the first call.
 """
 
 from __future__ import annotations

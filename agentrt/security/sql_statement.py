@@ -401,5 +401,5 @@ def _import_sqlglot() -> Any:
     try:
         import sqlglot
     except ImportError as error:
-        raise ConfigError("sql_guard needs sqlglot: pip install agentrt[security]") from error
+        raise ConfigError("sql_guard needs sqlglot: pip install 'agentrt[security]'") from error
     return sqlglot

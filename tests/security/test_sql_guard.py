@@ -281,4 +281,4 @@ except Exception as error:
     print(type(error).__name__, error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == '"a"\nConfigError sql_guard needs sqlglot: pip install agentrt[security]\n'
+    assert done.stdout == "\"a\"\nConfigError sql_guard needs sqlglot: pip install 'agentrt[security]'\n"

@@ -121,6 +121,6 @@ def _cryptography() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise ConfigError(
-            "signed checkpoints of the audit log need the package cryptography: pip install agentrt[security]"
+            "signed checkpoints of the audit log need the package cryptography: pip install 'agentrt[security]'"
         ) from error
     return ed25519, serialization
