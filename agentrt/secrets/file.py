@@ -15,7 +15,7 @@ from agentrt.secrets.text_file import WritableFiles, failure, read_text
 
 __all__ = ["File"]
 
-TRIES = 3
+TRIES = 10
 """Kubernetes replaces all files at once by turning a link: what is found through it may be gone a moment later."""
 
 MAX_LISTED = 10_000
