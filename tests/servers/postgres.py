@@ -113,8 +113,13 @@ class Postgres(Program):
         try:
             subprocess.run([postgres, "--version"], user=self.user[0], check=True, capture_output=True)
         except PermissionError:
-            shutil.copytree(postgres.parents[1], self._folder / "postgres")
-            return self._folder / "postgres" / "bin"
+            installed, package, site = postgres.parents[1:4]
+            copied = self._folder / "copied" / package.name
+            shutil.copytree(installed, copied / installed.name)
+            # The programs find their libraries by the way from where they lie themselves.
+            libraries = f"{package.name}.libs"
+            shutil.copytree(site / libraries, copied.with_name(libraries))
+            return copied / installed.name / "bin"
         return postgres.parent
 
     def _make_data(self, work: Path) -> None:
