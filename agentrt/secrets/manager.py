@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from agentrt.config import Config
 from agentrt.config.sections import SecretsCacheSection
+from agentrt.errors import ConfigError
 from agentrt.plugins import Host
 from agentrt.secrets.cache import Kept
 from agentrt.secrets.fetching import Fetches
@@ -22,6 +23,7 @@ from agentrt.secrets.protocol import (
 )
 from agentrt.secrets.providers import Invoke, Providers
 from agentrt.secrets.slots import Known, Slot, Watch
+from agentrt.telemetry.secret_shapes import Shapes
 
 __all__ = ["Invoke", "SecretsManager"]
 
@@ -244,7 +246,15 @@ class SecretsManager:
     def _parse(self, reference: str | SecretRef) -> SecretRef:
         if isinstance(reference, SecretRef):
             return reference
-        return SecretRef.parse(reference) if is_reference(reference) else SecretRef(reference)
+        if is_reference(reference):
+            return SecretRef.parse(reference)
+        if Shapes().clean(reference) != reference:
+            # Not shown, not asked for anywhere, and in no audit log.
+            raise ConfigError(
+                "what was given looks like a secret itself, not like the name of one: put it where a provider finds it, "
+                "and give its name or a reference such as secret://env/NAME"
+            )
+        return SecretRef(reference)
 
     def _whole(self, ref: SecretRef) -> SecretRef:
         return SecretRef(ref.name, ref.provider or self._default, (), ref.version)

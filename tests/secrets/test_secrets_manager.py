@@ -420,3 +420,13 @@ async def test_what_is_watched_is_not_forgotten_for_others(monkeypatch: pytest.M
     await secrets.refresh("a")
     assert told == ["other"]
     await secrets.aclose()
+
+
+async def test_a_secret_in_place_of_its_name_is_refused_and_not_shown() -> None:
+    provider = Provider({})
+    secrets, _ = manager(provider)
+    key = "sk-proj-" + "a1B2c3D4e5F6g7H8i9J0"
+    with pytest.raises(ConfigError, match=r"looks like a secret itself") as refused:
+        await secrets.get(key)
+    assert key not in str(refused.value)
+    assert not provider.asked
