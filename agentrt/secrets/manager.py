@@ -251,8 +251,8 @@ class SecretsManager:
         if Shapes().clean(reference) != reference:
             # Not shown, not asked for anywhere, and in no audit log.
             raise ConfigError(
-                "what was given looks like a secret itself, not like the name of one: put it where a provider finds it, "
-                "and give its name or a reference such as secret://env/NAME"
+                "what was given looks like a secret itself, not like the name of one: put it where a provider finds it,"
+                " and give its name or a reference such as secret://env/NAME"
             )
         return SecretRef(reference)
 
