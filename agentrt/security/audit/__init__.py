@@ -1,7 +1,8 @@
 """The audit log: a chain of records with signed checkpoints. docs/audit.md has the format.
 
 async with AuditLog("audit.jsonl", signing_key="audit.key") as log:
-    operation = log.intent("invoice.send", "customer:42", actor="billing")
+    with acting(actor="billing"):
+        operation = log.intent("invoice.send", "customer:42")
     ...
     operation.ended()
 """
