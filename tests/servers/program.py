@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -63,13 +65,27 @@ def find_debian(program: str) -> Path:
     return Path(found)
 
 
+_PORTS = range(10_240, 32_000)
+"""Below those that systems give to clients: such a one may be taken the moment after it was found free."""
+
+_random = random.SystemRandom()  # nobody's seed makes two suites choose the same
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface on which nobody listens, all different."""
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            port = _random.choice(_PORTS)
+            listener = stack.enter_context(socket.socket())
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                found.append(port)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
