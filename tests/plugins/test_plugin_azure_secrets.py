@@ -48,11 +48,15 @@ OTHER = b'{"id": "https://localhost/secrets/db/1", "attributes": {}}'
 @pytest.fixture
 def vault(key_vault: KeyVault, monkeypatch: pytest.MonkeyPatch) -> KeyVault:
     """The vault, and an environment that says nothing of Azure."""
+    from azure.keyvault.secrets._shared import http_challenge_cache
+
     for name in (
         "AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE",
         "AZURE_AUTHORITY_HOST", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT",
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
+    # The client keeps the challenge of each host and port for as long as the process lives, and ports come again.
+    http_challenge_cache.clear()
     return key_vault
 
 
