@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from agentrt import Limits, Runtime
 
@@ -27,6 +27,20 @@ Repeat = Callable[[int], Awaitable[None]]
 
 class Invalid(Exception):
     """What was measured is not what it claims to be; there are no figures then."""
+
+
+class TooNoisy(Invalid):
+    """Nothing is wrong with what was measured; another time there may be figures."""
+
+
+TEMPORARY = 75
+"""The exit status of a benchmark on too noisy a machine: EX_TEMPFAIL of sysexits.h."""
+
+
+def refuse(error: Invalid) -> NoReturn:
+    """End the process without figures."""
+    print(f"bench: no figures: {error}", file=sys.stderr)
+    sys.exit(TEMPORARY if isinstance(error, TooNoisy) else 1)
 
 
 def command_line(name: str, description: str) -> argparse.ArgumentParser:
@@ -54,7 +68,7 @@ def run(benchmark: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(within_a_run())
     except Invalid as error:
-        sys.exit(f"bench: no figures: {error}")
+        refuse(error)
 
 
 def say(text: str) -> None:
@@ -98,7 +112,7 @@ def in_units(measured: Mapping[str, float], *, bare: str, unit: str) -> dict[str
     """Each case's net cost in units of the net cost of `unit`; net means less `bare`."""
     net = measured[unit] - measured[bare]
     if net <= 0:
-        raise Invalid(f"{unit} was not slower than {bare}: the machine is too noisy to measure on")
+        raise TooNoisy(f"{unit} was not slower than {bare}: the machine is too noisy to measure on")
     return {
         name: round((value - measured[bare]) / net, 3)
         for name, value in measured.items()

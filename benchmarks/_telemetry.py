@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from _measure import Invalid
+from _measure import Invalid, TooNoisy
 from _resilience import ATTEMPT, PRIMARY, Callee
 from msgspec import Struct
 
@@ -166,7 +166,7 @@ def in_timeouts(costs: Mapping[str, Cost]) -> dict[str, float]:
     """Net costs in units of asyncio.timeout's: `path_x_NAME` and `all_threads_x_NAME`, of "null" without a name."""
     bare, unit = costs["bare"].path, costs["timeout"].path - costs["bare"].path
     if unit <= 0:
-        raise Invalid("asyncio.timeout was not slower than nothing: the machine is too noisy to measure on")
+        raise TooNoisy("asyncio.timeout was not slower than nothing: the machine is too noisy to measure on")
     figures = {}
     for name, cost in costs.items():
         if name not in ("bare", "timeout"):

@@ -21,9 +21,11 @@ from _frameworks import ANSWER, BAD_ARGUMENTS, Run, World
 from _measure import (
     Invalid,
     Repeat,
+    TooNoisy,
     command_line,
     head,
     minima,
+    refuse,
     remarks,
     report,
     say,
@@ -103,8 +105,11 @@ async def measure(peer: str | None, *, quick: bool) -> dict[str, float]:
             cases, calls=2 if quick else 20, rounds=3 if quick else 60, clock=time.process_time_ns
         )
         units = await minima({"bare": bare, "timeout": under_timeout}, calls=1000, rounds=3 if quick else 60)
+    timeout = units["timeout"] - units["bare"]
+    if timeout <= 0:
+        raise TooNoisy("asyncio.timeout was not slower than nothing: the machine is too noisy to measure on")
     microseconds = {name: value / 1000 for name, value in measured.items()}
-    return microseconds | {"timeout": (units["timeout"] - units["bare"]) / 1000}
+    return microseconds | {"timeout": timeout / 1000}
 
 
 def measure_peer(peer: str, python: str, *, quick: bool) -> dict[str, float]:
@@ -182,7 +187,7 @@ def main() -> None:
         pythons = json.loads(os.environ.get("AGENTRT_BENCH_PYTHONS", "{}"))
         results = compare({} if options.ours else pythons, quick=options.quick)
     except Invalid as error:
-        sys.exit(f"bench: no figures: {error}")
+        refuse(error)
     report(results, as_json=options.json, lines=readable(results))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _measure import Invalid, command_line, head, report, say, table, verdicts
+from _measure import Invalid, TooNoisy, command_line, head, refuse, report, say, table, verdicts
 
 import agentrt
 
@@ -121,7 +121,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
 def figures(cpu: dict[str, float], wall: dict[str, float]) -> dict[str, Any]:
     net = {name: value - cpu["interpreter"] for name, value in cpu.items()}
     if net["import_asyncio"] <= 0:
-        raise Invalid("importing asyncio took no time: the machine is too noisy to measure on")
+        raise TooNoisy("importing asyncio took no time: the machine is too noisy to measure on")
     ratios = {
         "import_x": net["import_agentrt"] / net["import_asyncio"],
         "use_x": net["use_agentrt"] / net["import_asyncio"],
@@ -156,7 +156,7 @@ def main() -> None:
     try:
         results = measure(quick=options.quick)
     except Invalid as error:
-        sys.exit(f"bench: no figures: {error}")
+        refuse(error)
     report(results, as_json=options.json, lines=readable(results))
 
 

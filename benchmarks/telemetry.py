@@ -21,7 +21,7 @@ from typing import Any
 import _resilience
 import _telemetry
 import _telemetry_peers
-from _measure import Invalid, command_line, head, remarks, report, say, table, verdicts
+from _measure import Invalid, command_line, head, refuse, remarks, report, say, table, verdicts
 from _otlp_sink import Sink
 from _telemetry import Cost, Fate, Subject, in_timeouts, lose, prove
 from _telemetry_ours import STATES, Ours, shutdown_seconds
@@ -236,7 +236,7 @@ def main() -> None:
         else:
             results = compare(results, pythons, quick=options.quick)
     except Invalid as error:
-        sys.exit(f"bench: no figures: {error}")
+        refuse(error)
     report(results, as_json=options.json, lines=readable(results))
 
 

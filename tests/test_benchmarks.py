@@ -48,10 +48,14 @@ def virtually(benchmark: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 
 def script(name: str, *options: str, **variables: str) -> dict[str, Any]:
+    """The figures of a benchmark. Where other tests keep the machine busy, one more try may be needed."""
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--json", "--quick", "--ours", *options]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables}, check=False
-    )
+    for _ in range(5):
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables}, check=False
+        )
+        if done.returncode != load("_measure").TEMPORARY:
+            break
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(done.stdout)
     assert results["benchmark"] == name
@@ -470,15 +474,31 @@ def test_a_unit_that_is_no_slower_than_nothing_is_refused() -> None:
     assert measure.in_units({"bare": 1.0, "timeout": 3.0, "ours": 2.0}, bare="bare", unit="timeout") == {
         "ours": 0.5
     }
-    with pytest.raises(measure.Invalid, match="too noisy"):
+    with pytest.raises(measure.TooNoisy, match="too noisy"):
         measure.in_units({"bare": 1.0, "timeout": 1.0}, bare="bare", unit="timeout")
 
 
-def test_a_failed_proof_ends_a_benchmark_without_figures() -> None:
+def test_a_failed_proof_ends_a_benchmark_without_figures(capsys: pytest.CaptureFixture[str]) -> None:
     measure = load("_measure")
 
     async def fails() -> None:
         raise measure.Invalid("it did not open")
 
-    with pytest.raises(SystemExit, match="no figures: it did not open"):
+    with pytest.raises(SystemExit) as ended:
         measure.run(fails())
+    assert ended.value.code == 1
+    assert capsys.readouterr() == ("", "bench: no figures: it did not open\n")
+
+
+def test_a_noisy_machine_ends_a_benchmark_with_a_status_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure = load("_measure")
+
+    async def fails() -> None:
+        raise measure.TooNoisy("too noisy to measure on")
+
+    with pytest.raises(SystemExit) as ended:
+        measure.run(fails())
+    assert ended.value.code == measure.TEMPORARY == os.EX_TEMPFAIL
+    assert capsys.readouterr() == ("", "bench: no figures: too noisy to measure on\n")
