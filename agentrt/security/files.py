@@ -494,8 +494,11 @@ def _encoded(asked: _Asked, text: str) -> bytes:
 def _failure(asked: _Asked, error: OSError) -> FileError:
     """What the system refused, in words that name nothing but the path as it was given."""
     if isinstance(error, FileNotFoundError):
+        why = "there is no such file or folder"
+        if asked.operation == "write":
+            why = "its folder does not exist; parents=True makes the folders that are missing"
         return FileMissing(
-            f"{asked.operation} '{shown(asked.path)}': there is no such file or folder",
+            f"{asked.operation} '{shown(asked.path)}': {why}",
             operation=asked.operation,
             path=shown(asked.path),
         )

@@ -47,7 +47,7 @@ def test_a_file_is_made_and_replaced(way: str, world: World) -> None:
 @by_each_way
 def test_missing_folders_are_made_only_when_asked_for(way: str, world: World) -> None:
     with jail(way, world.root) as files:
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError, match="'x/y/z': its folder does not exist; parents=True makes"):
             files.write("x/y/z", "x")
         files.write("x/y/z", "x", parents=True)
         files.write("x/y/w", "w", parents=True)
