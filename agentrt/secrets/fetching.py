@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import TypeAlias
 
 from agentrt.config.sections import SecretsCacheSection
-from agentrt.errors import PermanentError
+from agentrt.errors import ConfigError, PermanentError
 from agentrt.secrets.cache import REST, Kept, is_unavailable, keep, rest
 from agentrt.secrets.leases import Leases
 from agentrt.secrets.protocol import Secret, SecretNotFound, SecretRef, SecretUnavailable, SecretValue
@@ -26,6 +28,11 @@ _Together: TypeAlias = asyncio.Task[Mapping[SecretRef, str | SecretValue]]
 
 SOONEST = 1.0
 """Seconds between two fetches that nobody asked for."""
+
+_INSIDE: ContextVar[tuple[weakref.ref[asyncio.Task[Kept]], ...]] = ContextVar(
+    "agentrt_secrets_inside", default=()
+)
+"""The fetches that wait for whatever runs here: a provider may need a secret of another one to log in."""
 
 _log = logging.getLogger("agentrt.secrets")
 
@@ -73,6 +80,7 @@ class Fetches:
     async def anew(self, slot: Slot) -> Kept:
         """A value whose fetch has begun after this was called."""
         if slot.fetch is not None:
+            self._check_circle(slot.ref, slot.fetch)
             await asyncio.wait([slot.fetch])
         return await self._shared(slot.ref, self._fetch(slot, anew=True))
 
@@ -108,6 +116,7 @@ class Fetches:
 
     async def _shared(self, ref: SecretRef, fetch: asyncio.Task[Kept]) -> Kept:
         """The value from the one fetch that is under way for all readers; cancelling a reader leaves it alone."""
+        self._check_circle(ref, fetch)
         try:
             return await asyncio.shield(fetch)
         except asyncio.CancelledError:
@@ -115,6 +124,15 @@ class Fetches:
             if fetch.cancelled() and task is not None and not task.cancelling():
                 raise _closing(ref) from None  # `aclose` cancelled the fetch, nobody this reader
             raise
+
+    def _check_circle(self, ref: SecretRef, fetch: asyncio.Task[Kept]) -> None:
+        """Whether `fetch` waits for us, who are about to wait for it. Raises ConfigError."""
+        self._providers.check_circle(ref.provider or "")
+        if not fetch.done() and any(each() is fetch for each in _INSIDE.get()):
+            raise ConfigError(
+                f"{ref} is needed in order to read {ref}: take the secret by which its provider logs in from another "
+                "provider"
+            )
 
     def _fetch(
         self,
@@ -146,6 +164,7 @@ class Fetches:
         anew: bool,
         together: _Together | None,
     ) -> Kept:
+        _go_inside()
         try:
             renewed = None if anew or together is not None else await self._renewed(slot)
             granted = None if renewed is None or slot.kept is None else slot.kept.granted
@@ -235,6 +254,14 @@ class Fetches:
         slot.timer = None
         if not self._closed:
             _ = self._fetch(slot)
+
+
+def _go_inside() -> None:
+    """For the fetch that is the current task. Those that are over are left out: a timer keeps its context."""
+    fetch: asyncio.Task[Kept] | None = asyncio.current_task()
+    assert fetch is not None
+    around = [each for each in _INSIDE.get() if (other := each()) is not None and not other.done()]
+    _INSIDE.set((*around, weakref.ref(fetch)))
 
 
 async def _awaited(watch: Watch, waiting: Awaitable[None]) -> None:

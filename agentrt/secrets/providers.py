@@ -69,13 +69,8 @@ class Providers:
 
     async def provider(self, name: str) -> SecretsProvider:
         """The provider of this name, opened. Several who ask at once open it once; cancelling one leaves the others."""
+        self.check_circle(name)
         task = self._opening.get(name)
-        if name in _OPENING.get() and (task is None or not task.done()):
-            chain = " -> ".join((*_OPENING.get(), name))
-            raise ConfigError(
-                f"the secrets provider {name!r} needs a secret of its own in order to open ({chain}): take the secret "
-                "by which it logs in from another provider"
-            )
         if task is None:
             if self._closed:
                 raise SecretUnavailable(f"the secrets provider {name!r} is not asked any more: it is closed")
@@ -92,6 +87,18 @@ class Providers:
                     f"the secrets provider {name!r} is not opened any more: it is closed"
                 ) from None
             raise
+
+    def check_circle(self, name: str) -> None:
+        """Raises ConfigError if whoever runs now is opening this provider, which is about to wait for it."""
+        if name not in _OPENING.get():
+            return
+        task = self._opening.get(name)
+        if task is None or not task.done():
+            chain = " -> ".join((*_OPENING.get(), name))
+            raise ConfigError(
+                f"the secrets provider {name!r} needs a secret of its own in order to open ({chain}): take the secret "
+                "by which it logs in from another provider"
+            )
 
     async def get(self, ref: SecretRef) -> str | SecretValue:
         provider = await self.provider(_name(ref))

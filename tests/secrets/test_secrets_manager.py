@@ -328,6 +328,75 @@ async def test_a_provider_that_needs_itself_to_open_is_a_mistake_that_is_told(
     await secrets.aclose()
 
 
+@pytest.mark.parametrize("first", ["secret://vault/a", "secret://vault/x"])
+async def test_a_provider_that_opens_with_the_very_secret_that_is_read_waits_for_nothing(first: str) -> None:
+    secrets = chained(vault=Needs("secret://vault/a"))
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    found = await asyncio.gather(
+        *(secrets.get(reference) for reference in (first, "secret://vault/a", "secret://vault/y")),
+        return_exceptions=True,
+    )
+    for error in found:
+        assert isinstance(error, ConfigError)
+        assert "'vault' needs a secret of its own in order to open (vault -> vault)" in str(error)
+    assert clock() == began
+    await secrets.aclose()
+
+
+class LogsIn(Needs):
+    """A provider that asks for that secret when something is read."""
+
+    async def open(self, host: Any) -> None:
+        self.host = host
+
+    async def get(self, ref: SecretRef, /) -> str:
+        return f"{ref.name} by {await self.host.secret(self.reference)}"
+
+
+@pytest.mark.parametrize(
+    ("providers", "circle"),
+    [
+        ({"vault": LogsIn("secret://vault/a")}, "vault/a"),
+        ({"vault": LogsIn("a")}, "vault/a"),  # the default provider is meant
+        ({"vault": LogsIn("secret://other/b"), "other": LogsIn("secret://vault/a")}, "vault/a"),
+    ],
+)
+async def test_a_provider_that_logs_in_with_the_very_secret_that_is_read_waits_for_nothing(
+    providers: dict[str, Needs], circle: str
+) -> None:
+    host: Any = Host()
+    secrets = host.secrets = SecretsManager(providers, Invocations(), host=host, default="vault")
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    with pytest.raises(
+        ConfigError, match=rf"^secret://{circle} is needed in order to read secret://{circle}: "
+    ):
+        await secrets.get("secret://vault/a")
+    with pytest.raises(ConfigError, match="is needed in order to read"):
+        await secrets.refresh("secret://vault/a")
+    assert clock() == began
+    await secrets.aclose()
+
+
+async def test_a_callback_for_a_rotation_may_fetch_the_same_secret_again() -> None:
+    provider = Provider({"a": "1"})
+    secrets, _ = manager(provider)
+    seen: list[str] = []
+
+    async def rotated(new: Any) -> None:
+        seen.append(new.reveal())
+        seen.append((await secrets.refresh("a")).reveal())
+
+    await value(secrets, "a")
+    secrets.on_rotate("a", rotated)
+    provider.answers["a"] = "2"
+    await secrets.refresh("a")
+    await asyncio.sleep(1.0)
+    assert seen == ["2", "2"]
+    await secrets.aclose()
+
+
 async def test_providers_that_wait_for_each_other_do_not_wait_for_ever() -> None:
     one, other = Needs("secret://other/a"), Needs("secret://one/b")
     secrets = chained(one=one, other=other)
