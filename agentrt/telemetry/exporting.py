@@ -82,7 +82,7 @@ class Exporting:
         self.name = name
         self.backend = backend
         self._meter = meter
-        self._resource = resource
+        self.resource = resource
         self._host = host
         self._limit = queue
         try:
@@ -287,7 +287,7 @@ class Exporting:
                 if not items and not metrics:
                     return
                 batch = self._in_flight = Batch(
-                    self._resource,
+                    self.resource,
                     tuple(item for item in items if isinstance(item, Span)),
                     metrics,
                     tuple(item for item in items if isinstance(item, LogLine)),

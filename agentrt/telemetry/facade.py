@@ -21,12 +21,13 @@ from agentrt.telemetry.call_metrics import CallMetrics
 from agentrt.telemetry.conventions import error_text
 from agentrt.telemetry.exporting import Delivered, Exporting
 from agentrt.telemetry.global_provider import GlobalProvider, existing_provider
+from agentrt.telemetry.instance import resource_of
 from agentrt.telemetry.meter import Instrument, Meter
 from agentrt.telemetry.no_span import NO_SPAN, ActiveSpan
 from agentrt.telemetry.processor import EndedRun, Measured, Processor
 from agentrt.telemetry.protocol import Collect, QuickCollect, combine
 from agentrt.telemetry.redaction import Redactor
-from agentrt.telemetry.signals import Metric, Resource
+from agentrt.telemetry.signals import Metric
 from agentrt.threads import WorkerThreads
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class RuntimeTelemetry:
             self.backends.append(("global provider", GlobalProvider(provider)))
         self.redactor = Redactor(patterns=settings.redact, keys=settings.redact_keys)
         self.meter = Meter()
-        self.resource = Resource({"service.name": settings.service or "agentrt", **settings.resource})
+        self.resource = resource_of(settings)
         self._own_process = own_process
         self._is_closed = False
         self._told: set[str] = set()
@@ -114,7 +115,7 @@ class RuntimeTelemetry:
         """What the telemetry stage makes spans with; None if nobody wants spans."""
         if self._spans_wanted:
             self._trace()
-        _forks.add(self._processor)
+        _forks.add(self)
 
     def _trace(self) -> None:
         from agentrt.telemetry.run_tracing import Spans
@@ -293,6 +294,13 @@ class RuntimeTelemetry:
 
     # --- inside -----------------------------------------------------------------------------------------
 
+    def _after_fork(self) -> None:
+        """In the child, which is another instance of the service: its totals begin at 0."""
+        self.resource = resource_of(self.settings)
+        for exporter in self._exporters:
+            exporter.resource = self.resource
+        self._processor.after_fork()
+
     def _own_logs(self) -> Logs | None:
         if not self._own_process:
             return None
@@ -412,16 +420,16 @@ class _ThreadHost:
 
 
 class _Forks:
-    """After a fork the child has no threads: its processors begin anew."""
+    """After a fork the child has no threads: its telemetry begins anew."""
 
     def __init__(self) -> None:
-        self._processors: weakref.WeakSet[Processor] = weakref.WeakSet()
+        self._all: weakref.WeakSet[RuntimeTelemetry] = weakref.WeakSet()
         self._is_registered = False
         self._is_finalized = False
         self._is_child = False
 
-    def add(self, processor: Processor) -> None:
-        self._processors.add(processor)
+    def add(self, telemetry: RuntimeTelemetry) -> None:
+        self._all.add(telemetry)
         if not self._is_registered:
             import os
 
@@ -430,8 +438,8 @@ class _Forks:
                 os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
-        for processor in list(self._processors):
-            processor.after_fork()
+        for telemetry in list(self._all):
+            telemetry._after_fork()
         self._flush_at_exit()
 
     def _flush_at_exit(self) -> None:
@@ -449,8 +457,8 @@ class _Forks:
             util.register_after_fork(self, lambda forks: util.Finalize(None, forks._flush, exitpriority=100))
 
     def _flush(self) -> None:
-        for processor in list(self._processors):
-            processor.flush(2.0)
+        for telemetry in list(self._all):
+            telemetry._processor.flush(2.0)
 
 
 _forks = _Forks()

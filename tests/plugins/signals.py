@@ -25,7 +25,13 @@ __all__ = [
 
 NOW = time.time_ns() - 60 * 1_000_000_000
 RESOURCE = Resource(
-    {"service.name": "planner", "service.version": "1.2", "deployment.environment.name": "test"}
+    {
+        "service.name": "planner",
+        "service.version": "1.2",
+        "deployment.environment.name": "test",
+        # A different one in each process, and so never a label of what is counted.
+        "service.instance.id": "ffffffff",
+    }
 )
 TRACE_ID, ROOT_ID, CHAT_ID, TOOL_ID = f"{NOW // 10**9:08x}" + "ab" * 12, "11" * 8, "22" * 8, "33" * 8
 TRACEBACK = (

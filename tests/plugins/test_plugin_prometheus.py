@@ -104,6 +104,7 @@ async def test_the_endpoint_shows_the_last_values() -> None:
     assert (found[f"{name}_count", frozenset(chat)], found[f"{name}_sum", frozenset(chat)]) == (5.0, 8.25)
     target = {
         ("service_name", "planner"), ("service_version", "1.2"), ("deployment_environment_name", "test"),
+        ("service_instance_id", "ffffffff"),
     }  # fmt: skip
     assert found["target_info", frozenset(target)] == 1.0
 

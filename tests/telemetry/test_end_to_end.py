@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -305,9 +306,14 @@ def test_the_scrape_has_the_metrics(seen: Seen) -> None:
             "register_age_seconds 1.5",
             'agentrt_retries_total{agentrt_kind="model",agentrt_target="scripted:first"} 2.0',
             'agent_tool_calls_total{gen_ai_operation_name="execute_tool",gen_ai_tool_name="look_up"} 1.0',
-            'target_info{service_name="travel",service_version="1.2"} 1.0',
         ):
             assert line in text
+        target = re.search(r"^target_info\{(.*)\} 1.0$", text, re.MULTILINE)
+        assert target is not None
+        labels = set(re.sub('service_instance_id="[0-9a-f-]{36}"', "", target[1]).split(","))
+        assert labels == {"", 'service_name="travel"', 'service_version="1.2"'}
+        # Of what is counted it is no label: the series of a process that begins anew go on.
+        assert text.count("service_instance_id") == 1
 
 
 def test_cloudwatch_has_the_metrics(seen: Seen) -> None:

@@ -29,6 +29,7 @@ class Writes:
         assert self.opened_in == os.getpid()
         told = {
             "process": role,
+            "instance": batch.resource.attributes.get("service.instance.id"),
             "spans": [[span.name, span.trace_id, span.span_id, span.parent_id] for span in batch.spans],
             "metrics": {metric.name: metric.points[0].value for metric in batch.metrics if metric.name == "orders"},
         }
@@ -70,6 +71,9 @@ class Told:
 
     def spans(self, process: str) -> list[str]:
         return [span[0] for batch in self.batches if batch["process"] == process for span in batch["spans"]]
+
+    def instances(self, process: str) -> set[str]:
+        return {batch["instance"] for batch in self.batches if batch["process"] == process}
 
     def one(self, name: str) -> list[Any]:
         (found,) = [span for batch in self.batches for span in batch["spans"] if span[0] == name]
@@ -161,6 +165,39 @@ def test_a_child_of_multiprocessing_delivers_at_its_end(tmp_path: Path) -> None:
     assert told.spans("parent") == ["before"]
     names = ["child 0", "child 1", "child 2", "pooled 1", "pooled 2"]
     assert sorted(told.spans("child")) == names
+
+
+FORKS_TWICE = """
+rt.telemetry.open()
+span("before")
+
+def work():
+    span("in the child")
+    asyncio.run(rt.telemetry.flush())
+
+for _ in range(2):
+    ended(forked(work))
+span("after")
+asyncio.run(rt.telemetry.aclose())
+"""
+
+
+def test_each_process_is_an_instance_of_its_own(tmp_path: Path) -> None:
+    told = play(tmp_path, FORKS_TWICE)
+    assert (told.spans("parent"), told.spans("child")) == (["before", "after"], 2 * ["in the child"])
+    parents, children = told.instances("parent"), told.instances("child")
+    assert (len(parents), len(children)) == (1, 2)
+    assert not parents & children
+
+
+def test_an_instance_that_was_given_a_name_keeps_it_in_its_children(tmp_path: Path) -> None:
+    named = """
+from agentrt import Config
+resource = {"service.instance.id": "blue"}
+rt = Runtime(Config({"telemetry": {"resource": resource}}), backends=[("writes", Writes())])
+"""
+    told = play(tmp_path, FORKS_TWICE, variant=named)
+    assert told.instances("parent") == told.instances("child") == {"blue"}
 
 
 def test_a_child_that_ends_as_processes_do_delivers_at_its_end(tmp_path: Path) -> None:
