@@ -22,9 +22,7 @@ from servers.http_server import Answer, HttpServer, Request
 from servers.programs import Moto
 
 from agentrt import plugins
-from agentrt.config import Config
-from agentrt.errors import AgentrtError, ConfigError
-from agentrt.runtime import Runtime
+from agentrt.errors import ConfigError
 from agentrt.secrets import (
     SecretDenied,
     SecretInvalid,
@@ -37,7 +35,14 @@ from agentrt.secrets import (
 from agentrt.secrets.manager import SecretsManager
 from agentrt.testing.secrets_suite import SecretsProviderTests
 from plugins.aws import Front, aws_error, lead, without_credentials
-from plugins.secret_readers import VALUE, Crowd, Reader
+from plugins.secret_readers import (
+    VALUE,
+    agents_read,
+    on_two_loops,
+    read_once,
+    refusal,
+    survives_a_cancelled_reader,
+)
 from plugins.secret_readers import ref as secret_ref
 
 ref = partial(secret_ref, "aws")
@@ -68,19 +73,19 @@ def token() -> str:
 
 
 async def read(text: str, **options: Any) -> SecretValue:
-    secrets = AwsSecrets(**options)
-    try:
-        return await secrets.get(ref(text))
-    finally:
-        await secrets.aclose()
+    return await read_once(AwsSecrets(**options), ref(text))
 
 
 async def refused(text: str, kind: type[Exception], **options: Any) -> str:
-    """The message of the one right error."""
-    with pytest.raises(AgentrtError) as caught:
-        await read(text, **options)
-    assert type(caught.value) is kind, repr(caught.value)
-    return str(caught.value)
+    return await refusal(AwsSecrets(**options), ref(text), kind)
+
+
+@contextmanager
+def answering_with(front: Front, answer: Answer) -> Generator[None]:
+    """Whatever comes meanwhile is answered so."""
+    front.answer(answer)
+    yield
+    front.answer()
 
 
 class TestConformance(SecretsProviderTests):
@@ -101,23 +106,17 @@ class TestConformance(SecretsProviderTests):
             manage(self.moto, "PutSecretValue", SecretId=f"agents/{name}", **stored)
         return SecretRef(name)
 
-    @contextmanager
-    def _answering(self, answer: Answer) -> Generator[None]:
-        self.front.answer(answer)
-        yield
-        self.front.answer()
-
     def denied(self) -> Any:
-        return self._answering(aws_error("AccessDeniedException"))
+        return answering_with(self.front, aws_error("AccessDeniedException"))
 
     def throttling(self) -> Any:
-        return self._answering(aws_error("ThrottlingException", "Rate exceeded"))
+        return answering_with(self.front, aws_error("ThrottlingException", "Rate exceeded"))
 
     def failing(self) -> Any:
-        return self._answering(Answer(503))
+        return answering_with(self.front, Answer(503))
 
     def hanging(self) -> Any:
-        return self._answering(Answer(delay=60.0))
+        return answering_with(self.front, Answer(delay=60.0))
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -441,28 +440,14 @@ async def test_no_value_is_in_a_log_at_any_level(
 @pytest.mark.asyncio
 async def test_a_reader_that_is_cancelled_leaves_the_client_usable(front: Front, moto: Moto) -> None:
     await managed(moto, "CreateSecret", Name="slow", SecretString=VALUE)
-    secrets = AwsSecrets()
-    front.answer(Answer(delay=60.0), None)
-    reader = asyncio.ensure_future(secrets.get(ref("slow")))
-    await asyncio.to_thread(front.wait_for_requests, 1)
-    reader.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reader
-    assert (await secrets.get(ref("slow"))).value == VALUE
-    await secrets.aclose()
+    was_asked = partial(front.wait_for_requests, 1)
+    hanging = answering_with(front, Answer(delay=60.0))
+    await survives_a_cancelled_reader(AwsSecrets(), ref("slow"), hanging, was_asked)
 
 
 def test_two_event_loops_one_after_the_other_work(front: Front, moto: Moto) -> None:
     manage(moto, "CreateSecret", Name="loops", SecretString=VALUE)
-    secrets = AwsSecrets()
-
-    async def once() -> str:
-        try:
-            return (await secrets.get(ref("loops"))).value
-        finally:
-            await secrets.aclose()
-
-    assert [asyncio.run(once()) for _ in range(2)] == [VALUE] * 2
+    on_two_loops(AwsSecrets(), ref("loops"))
 
 
 @pytest.mark.asyncio
@@ -478,22 +463,11 @@ async def test_the_first_readers_at_once_make_one_client(front: Front, moto: Mot
 
 # ---------------------------------------------------------------------------------------------- in a runtime
 @pytest.mark.asyncio
-async def test_an_agent_reads_what_the_configuration_leads_to(front: Front, moto: Moto) -> None:
+async def test_five_hundred_readers_of_what_the_configuration_leads_to_are_one_request(
+    front: Front, moto: Moto
+) -> None:
     stored = json.dumps({"user": "app", "password": VALUE})
     await managed(moto, "CreateSecret", Name="agents/db", SecretString=stored)
-    config = Config({"secrets": {"provider": "aws", "region": "eu-central-1", "prefix": "agents/"}})
-    async with Runtime(config) as runtime:
-        result = await runtime.run(Reader, "secret://aws/db#password")
-        assert result.text == f"1 readers got {len(VALUE)} characters"
-        result = await runtime.run(Crowd, "db")
-        assert result.text == f"500 readers got {len(stored)} characters"
-    assert front.operations() == ["GetSecretValue"]
-
-
-@pytest.mark.asyncio
-async def test_five_hundred_readers_of_a_cold_cache_are_one_request(front: Front, moto: Moto) -> None:
-    await managed(moto, "CreateSecret", Name="cold", SecretString=VALUE)
-    async with Runtime(Config({"secrets": {"provider": "aws"}})) as runtime:
-        result = await runtime.run(Crowd, "secret://aws/cold")
-    assert result.text == f"500 readers got {len(VALUE)} characters"
+    table = {"provider": "aws", "region": "eu-central-1", "prefix": "agents/"}
+    await agents_read(table, ("secret://aws/db#password", VALUE), ("db", stored))
     assert front.operations() == ["GetSecretValue"]

@@ -22,7 +22,7 @@ from servers.key_vault import TENANT, TOKEN, KeyVault, key_vault_error
 
 from agentrt import plugins
 from agentrt.config import Config
-from agentrt.errors import AgentrtError, ConfigError
+from agentrt.errors import ConfigError
 from agentrt.runtime import Runtime
 from agentrt.secrets import (
     SecretDenied,
@@ -35,7 +35,14 @@ from agentrt.secrets import (
 )
 from agentrt.testing.plain_host import PlainHost
 from agentrt.testing.secrets_suite import SecretsProviderTests
-from plugins.secret_readers import VALUE, Crowd, Reader
+from plugins.secret_readers import (
+    VALUE,
+    agents_read,
+    on_two_loops,
+    read_once,
+    refusal,
+    survives_a_cancelled_reader,
+)
 from plugins.secret_readers import ref as secret_ref
 
 ref = partial(secret_ref, "azure")
@@ -78,19 +85,11 @@ def at(vault: KeyVault) -> dict[str, Any]:
 
 
 async def read(text: str, **given: Any) -> SecretValue:
-    secrets = AzureSecrets(**given)
-    try:
-        return await secrets.get(ref(text))
-    finally:
-        await secrets.aclose()
+    return await read_once(AzureSecrets(**given), ref(text))
 
 
 async def refused(text: str, kind: type[Exception], **given: Any) -> str:
-    """The message of the one right error."""
-    with pytest.raises(AgentrtError) as caught:
-        await read(text, **given)
-    assert type(caught.value) is kind, repr(caught.value)
-    return str(caught.value)
+    return await refusal(AzureSecrets(**given), ref(text), kind)
 
 
 class TestConformance(SecretsProviderTests):
@@ -518,56 +517,39 @@ async def test_no_value_token_or_password_is_in_a_log_at_any_level(
 @pytest.mark.asyncio
 async def test_a_reader_that_is_cancelled_leaves_the_client_usable(vault: KeyVault) -> None:
     vault.add("slow", VALUE)
+    was_asked = partial(vault.wait_for, lambda: bool(vault.reads()), what="a read")
     secrets = AzureSecrets(**options(vault))
-    with vault.hanging():
-        reader = asyncio.ensure_future(secrets.get(ref("slow")))
-        await asyncio.to_thread(vault.wait_for, lambda: bool(vault.reads()), what="a read")
-        reader.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reader
-    assert (await secrets.get(ref("slow"))).value == VALUE
-    await secrets.aclose()
+    await survives_a_cancelled_reader(secrets, ref("slow"), vault.hanging(), was_asked)
 
 
 def test_two_event_loops_one_after_the_other_work(vault: KeyVault) -> None:
     vault.add("loops", VALUE)
-    secrets = AzureSecrets(**options(vault))
-
-    async def once() -> str:
-        try:
-            return (await secrets.get(ref("loops"))).value
-        finally:
-            await secrets.aclose()
-
-    assert [asyncio.run(once()) for _ in range(2)] == [VALUE] * 2
+    on_two_loops(AzureSecrets(**options(vault)), ref("loops"))
 
 
 # ---------------------------------------------------------------------------------------------- in a runtime
 @pytest.mark.asyncio
-async def test_an_agent_reads_what_the_configuration_leads_to(
+async def test_five_hundred_readers_of_what_the_configuration_leads_to_are_one_request(
     vault: KeyVault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = json.dumps({"user": "app", "password": VALUE})
     vault.add("db", stored)
     monkeypatch.setenv("APPLICATION_PASSWORD", PASSWORD)
     table = {"provider": "azure", **options(vault, client_secret=PASSWORD_REF)}
-    async with Runtime(Config({"secrets": table})) as runtime:
-        result = await runtime.run(Reader, "secret://azure/db#password")
-        assert result.text == f"1 readers got {len(VALUE)} characters"
-        assert (await runtime.run(Reader, "db")).text == f"1 readers got {len(stored)} characters"
+    await agents_read(table, ("secret://azure/db#password", VALUE), ("db", stored))
     assert vault.reads() == ["/secrets/db/"]
     assert len(vault.logins) == 1
 
 
+@pytest.mark.parametrize("read", ["secret://azure/own", "secret://azure/db"])
 @pytest.mark.asyncio
-async def test_five_hundred_readers_of_a_cold_cache_are_one_request(
-    vault: KeyVault, monkeypatch: pytest.MonkeyPatch
+async def test_a_password_that_is_kept_in_the_vault_that_it_opens_is_a_mistake_that_is_told_at_once(
+    vault: KeyVault, read: str
 ) -> None:
-    vault.add("cold", VALUE)
-    monkeypatch.setenv("APPLICATION_PASSWORD", PASSWORD)
-    table = {"providers": {"azure": options(vault, client_secret=PASSWORD_REF)}}
+    table = {"providers": {"azure": options(vault, client_secret="secret://azure/own")}}
+    began = time.monotonic()
     async with Runtime(Config({"secrets": table})) as runtime:
-        result = await runtime.run(Crowd, "secret://azure/cold")
-    assert result.text == f"500 readers got {len(VALUE)} characters"
-    assert vault.reads() == ["/secrets/cold/"]
-    assert len(vault.logins) == 1
+        with pytest.raises(ConfigError, match=r"'azure' needs a secret of its own in order to open"):
+            await runtime.secrets.get(read)
+    assert time.monotonic() - began < 3.0
+    assert vault.requests == []

@@ -24,9 +24,7 @@ from servers.gcp_secrets import GcpSecretManager
 from servers.http_server import HttpServer
 
 from agentrt import plugins
-from agentrt.config import Config
-from agentrt.errors import AgentrtError, ConfigError
-from agentrt.runtime import Runtime
+from agentrt.errors import ConfigError
 from agentrt.secrets import (
     SecretDenied,
     SecretInvalid,
@@ -37,7 +35,14 @@ from agentrt.secrets import (
     SecretValue,
 )
 from agentrt.testing.secrets_suite import SecretsProviderTests
-from plugins.secret_readers import VALUE, Crowd, Reader
+from plugins.secret_readers import (
+    VALUE,
+    agents_read,
+    on_two_loops,
+    read_once,
+    refusal,
+    survives_a_cancelled_reader,
+)
 from plugins.secret_readers import ref as secret_ref
 
 ref = partial(secret_ref, "gcp")
@@ -57,19 +62,11 @@ def provider(server: GcpSecretManager, **options: Any) -> GcpSecrets:
 
 
 async def read(server: GcpSecretManager, text: str, **options: Any) -> SecretValue:
-    secrets = provider(server, **options)
-    try:
-        return await secrets.get(ref(text))
-    finally:
-        await secrets.aclose()
+    return await read_once(provider(server, **options), ref(text))
 
 
 async def refused(server: GcpSecretManager, text: str, kind: type[Exception], **options: Any) -> str:
-    """The message of the one right error."""
-    with pytest.raises(AgentrtError) as caught:
-        await read(server, text, **options)
-    assert type(caught.value) is kind, repr(caught.value)
-    return str(caught.value)
+    return await refusal(provider(server, **options), ref(text), kind)
 
 
 class TestConformance(SecretsProviderTests):
@@ -492,49 +489,23 @@ async def test_no_value_is_in_a_log_at_any_level(
 @pytest.mark.asyncio
 async def test_a_reader_that_is_cancelled_leaves_the_client_usable(gcp: GcpSecretManager) -> None:
     gcp.add(f"{SECRETS}/slow", VALUE.encode())
-    secrets = provider(gcp)
-    with gcp.hanging():
-        reader = asyncio.ensure_future(secrets.get(ref("slow")))
-        await asyncio.to_thread(gcp.wait_for_calls, 1)
-        reader.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reader
-    assert (await secrets.get(ref("slow"))).value == VALUE
-    await secrets.aclose()
+    was_asked = partial(gcp.wait_for_calls, 1)
+    await survives_a_cancelled_reader(provider(gcp), ref("slow"), gcp.hanging(), was_asked)
 
 
 @pytest.mark.parametrize("closes", [True, False])
 def test_two_event_loops_one_after_the_other_work(gcp: GcpSecretManager, closes: bool) -> None:
     gcp.add(f"{SECRETS}/loops", VALUE.encode())
-    secrets = provider(gcp)
-
-    async def once() -> str:
-        found = await secrets.get(ref("loops"))
-        if closes:
-            await secrets.aclose()
-        return found.value
-
-    assert [asyncio.run(once()) for _ in range(2)] == [VALUE] * 2
+    on_two_loops(provider(gcp), ref("loops"), closes=closes)
 
 
 # ---------------------------------------------------------------------------------------------- in a runtime
 @pytest.mark.asyncio
-async def test_an_agent_reads_what_the_configuration_leads_to(gcp: GcpSecretManager) -> None:
+async def test_five_hundred_readers_of_what_the_configuration_leads_to_are_one_request(
+    gcp: GcpSecretManager,
+) -> None:
     stored = json.dumps({"user": "app", "password": VALUE})
     gcp.add(f"{SECRETS}/db", stored.encode())
-    config = Config({"secrets": {"provider": "gcp", "project": "p", "endpoint": gcp.url}})
-    async with Runtime(config) as runtime:
-        result = await runtime.run(Reader, "secret://gcp/db#password")
-        assert result.text == f"1 readers got {len(VALUE)} characters"
-        assert (await runtime.run(Reader, "db")).text == f"1 readers got {len(stored)} characters"
-    assert len(gcp.calls) == 1
-
-
-@pytest.mark.asyncio
-async def test_five_hundred_readers_of_a_cold_cache_are_one_request(gcp: GcpSecretManager) -> None:
-    gcp.add(f"{SECRETS}/cold", VALUE.encode())
-    table = {"providers": {"gcp": {"project": "p", "endpoint": gcp.url}}}
-    async with Runtime(Config({"secrets": table})) as runtime:
-        result = await runtime.run(Crowd, "secret://gcp/cold")
-    assert result.text == f"500 readers got {len(VALUE)} characters"
+    table = {"provider": "gcp", "project": "p", "endpoint": gcp.url}
+    await agents_read(table, ("secret://gcp/db#password", VALUE), ("db", stored))
     assert len(gcp.calls) == 1

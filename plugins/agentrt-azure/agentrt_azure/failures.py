@@ -33,7 +33,7 @@ BLOCKED = frozenset({"ForbiddenByFirewall", "ForbiddenByConnection"})
 
 def cause(error: Exception) -> Exception | None:
     """`error`, or None if its words may quote an answer: that of a decoder, and what is none of Azure's errors."""
-    told = isinstance(error, AgentrtError | exceptions.AzureError | OSError) or _is_of_challenge(error)
+    told = isinstance(error, exceptions.AzureError | OSError) or _is_of_challenge(error)
     return error if told and not isinstance(error, exceptions.DecodeError) else None
 
 
@@ -47,8 +47,6 @@ def is_refused_login(error: Exception) -> bool:
 
 def failure(error: Exception, what: str, *, permission: str) -> AgentrtError:
     """`what`: was wanted, a reference or the list. `permission`: "get" or "list"."""
-    if isinstance(error, AgentrtError):
-        return error
     if cause(error) is None:
         return SecretUnavailable(
             f"{what}: what came in answer is not Key Vault's ({type(error).__name__}): check `vault_url` and what "

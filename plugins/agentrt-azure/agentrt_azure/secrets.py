@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentrt import options
-from agentrt.errors import ConfigError, PermanentError
+from agentrt.errors import AgentrtError, ConfigError, PermanentError
 from agentrt.secrets import SecretDenied, SecretInvalid, SecretRef, SecretUnavailable, SecretValue
 from agentrt_azure.client import AzureClient
 from agentrt_azure.credentials import IdentityName, check_fields, check_https
@@ -106,6 +106,8 @@ class AzureSecrets:
         _check(ref)
         try:
             found = await self._asked(str(ref), lambda client: client.get_secret(ref.name, ref.version))
+        except AgentrtError:
+            raise
         except Exception as error:
             raise failure(error, str(ref), permission="get") from cause(error)
         if found.value is None:
@@ -118,6 +120,8 @@ class AzureSecrets:
         what = "the list of the secrets in azure"
         try:
             names = await self._asked(what, _names)
+        except AgentrtError:
+            raise
         except Exception as error:
             raise failure(error, what, permission="list") from cause(error)
         return sorted(name for name in names if name.startswith(prefix))

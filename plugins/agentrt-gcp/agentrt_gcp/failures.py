@@ -43,8 +43,6 @@ def is_refused_login(error: Exception) -> bool:
 
 def failure(error: Exception, what: str, *, permission: str, role: str) -> AgentrtError:
     """`what`: was wanted, a reference or the list. `permission` and `role`: what the call needs."""
-    if isinstance(error, AgentrtError):
-        return error
     if isinstance(error, exceptions.GoogleAPICallError):
         return _answered(error, what, f"{permission} ({role})")
     said = _said(str(error)) or type(error).__name__

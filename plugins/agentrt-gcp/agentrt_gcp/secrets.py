@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentrt import options
-from agentrt.errors import ConfigError
+from agentrt.errors import AgentrtError, ConfigError
 from agentrt.secrets import SecretInvalid, SecretRef, SecretUnavailable, SecretValue
 from agentrt_gcp.client import Endpoint, GcpClient
 
@@ -78,6 +78,8 @@ class GcpSecrets:
                     request={"name": name}, retry=None, timeout=self.timeout
                 )
             )
+        except AgentrtError:
+            raise
         except Exception as error:
             raise failure(
                 error,
@@ -99,6 +101,8 @@ class GcpSecrets:
                 )
             )
             names = [secret.name.rpartition("/")[2] async for secret in pager]
+        except AgentrtError:
+            raise
         except Exception as error:
             raise failure(
                 error, what, permission="secretmanager.secrets.list", role="roles/secretmanager.viewer"
