@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,14 @@ def records(path: Path, **fields: Any) -> list[dict[str, Any]]:
         for item in items(path)
         if item["type"] == "record" and all(item.get(name) == value for name, value in fields.items())
     ]
+
+
+async def until(condition: Any, *, seconds: float = 5.0) -> None:
+    """Wait for what other threads do."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.01)
 
 
 def kinds(report: Report) -> list[str]:

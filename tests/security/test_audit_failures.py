@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import multiprocessing
 import os
@@ -11,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -26,7 +26,7 @@ from agentrt.errors import ConfigError
 from agentrt.security.audit import AuditLog, AuditUnavailable
 from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.segments import segments
-from security.audits import KEY, checked, items, records, written
+from security.audits import KEY, checked, items, lines, records, until, written
 
 ROOT = os.geteuid() == 0
 
@@ -40,13 +40,6 @@ def room(size: int) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
-async def until(condition: Any, *, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        await asyncio.sleep(0.01)
 
 
 # --- the disk fails --------------------------------------------------------------------------------------
@@ -316,6 +309,33 @@ async def test_a_line_that_was_edited_is_not_mistaken_for_a_torn_one(tmp_path: P
     path.write_bytes(data[:-300].replace(b"tool:2", b"tool:9") + data[-300:])
     await written(path, 3)
     assert {problem.kind for problem in checked(path).problems} == {"edited"}
+
+
+@pytest.mark.asyncio
+async def test_whole_lines_that_are_none_stay_and_are_named(tmp_path: Path) -> None:
+    """Only half a line is what a process leaves that is killed: the others were changed, and must not get lost."""
+    path = tmp_path / "audit.jsonl"
+    await written(path, 3)
+    whole = lines(path)
+    spoiled = [line.replace(b'"hash":', b'"hush":') for line in whole[-4:]]
+    path.write_bytes(b"".join([*whole[:-4], *spoiled]) + b'{"ty')
+    await written(path, 3)
+    assert lines(path)[: len(whole)] == [*whole[:-4], *spoiled]
+    named = {problem.line for problem in checked(path).problems if problem.kind == "edited"}
+    assert named == set(range(len(whole) - 3, len(whole) + 1))
+    [recovered] = [json.loads(line) for line in lines(path) if b'"type":"recovered"' in line]
+    assert recovered["bytes"] == 4
+
+
+@pytest.mark.asyncio
+async def test_a_log_in_which_no_line_is_one_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    await written(path, 3)
+    spoiled = path.read_bytes().replace(b'"hash":', b'"hush":')
+    path.write_bytes(spoiled)
+    with pytest.raises(ConfigError, match="is no audit log"):
+        await AuditLog(path).open()
+    assert path.read_bytes() == spoiled
 
 
 @pytest.mark.asyncio

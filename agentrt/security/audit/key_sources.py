@@ -47,7 +47,7 @@ async def _key_bytes(
     if key.startswith("secret://"):
         if secret is None:
             raise ConfigError(
-                f"[audit] {name} is a secret, but nothing here resolves secrets: give the key itself"
+                f"[audit] {name} is a secret, but nothing here resolves secrets; give the key itself"
             )
         return (await secret(key)).strip().encode()
     try:

@@ -13,6 +13,7 @@ import mmap
 import os
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -50,7 +51,8 @@ class LastCheckpoint(Struct, frozen=True):
 
 
 class _Found(Struct, eq=False):
-    """What stands in the file that is read: `end`: bytes up to the end of its last whole line."""
+    """What stands in the file that is read: `last`: the last line that is one of a log, with its `hash`. `end`: bytes
+    up to the end of the last whole line, whatever that is."""
 
     header: FileBegan | None = None
     last: Line | None = None
@@ -77,6 +79,8 @@ class LogFile:
         self._fd = -1
         self._lock = -1
         self._size = 0
+        self._is_untidy = False
+        """Whether something may be left behind the first `_size` bytes, of a write that failed."""
 
     # --- opening -----------------------------------------------------------------------------------------
 
@@ -185,18 +189,28 @@ class LogFile:
         )
 
     def append(self, data: bytes) -> None:
-        """Write whole lines and have them on the disk. Raises OSError, and then nothing of them is in the file."""
+        """Write whole lines and have them on the disk. Raises OSError, and then nothing of them stays in the file."""
+        self._tidy()
+        self._is_untidy = True
         written = 0
         try:
             while written < len(data):
                 written += os.write(self._fd, data[written:] if written else data)
             _sync(self._fd)
+            if not self._size:
+                self._sync_folder()
         except OSError:
-            os.ftruncate(self._fd, self._size)
+            with suppress(OSError):  # a disk that fails may refuse that too: it comes before the next write
+                self._tidy()
             raise
-        if not self._size:
-            self._sync_folder()
         self._size += len(data)
+        self._is_untidy = False
+
+    def _tidy(self) -> None:
+        """Cut off what a write that failed has left."""
+        if self._is_untidy:
+            os.ftruncate(self._fd, self._size)
+            self._is_untidy = False
 
     def is_lost(self) -> bool:
         """Whether the file that is open is not the one of its name any more: somebody moved or removed it."""
@@ -212,21 +226,20 @@ class LogFile:
     def rotate(self) -> None:
         """Give the full file its number and begin another. Raises OSError or AuditUnavailable, and the log stays as it
         is."""
+        self._tidy()
         full = numbered(self.path, self.number)
         if full.exists():
             raise AuditUnavailable(
                 f"the audit log {self.path} is full, but {full} exists already: move it away"
             )
-        fresh = -1
         os.rename(self.path, full)
         try:
             fresh = self._opened()
         except BaseException:
             os.rename(full, self.path)
             raise
-        self._sync_folder()
         os.close(self._fd)
-        self._fd, self._size = fresh, 0
+        self._fd, self._size = fresh, 0  # the folder goes to the disk with the first lines
 
     def reopen(self) -> None:
         """Begin the file anew at its name, after the one that was open is gone; the chain goes on. Raises OSError,
@@ -237,7 +250,7 @@ class LogFile:
             )
         fresh = self._opened()
         os.close(self._fd)
-        self._fd, self._size = fresh, 0
+        self._fd, self._size, self._is_untidy = fresh, 0, False
 
     def close(self) -> None:
         """Close the file and give the lock back."""
@@ -245,6 +258,7 @@ class LogFile:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._lock = -1
+        self._is_untidy = False
 
     def _sync_folder(self) -> None:
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -274,21 +288,25 @@ def _read(path: Path) -> _Found:
         raise ConfigError(
             f"{path} is an audit log without its first line: move it away, and a new one is begun"
         )
-    if found.last is None and not _is_torn_header(path):
+    if found.last is None and (found.end or not _is_torn_header(path)):
         raise ConfigError(f"{path} is no audit log: choose another [audit] path, or move it away")
     return found
 
 
 def _find(data: mmap.mmap, found: _Found) -> None:
-    """The last whole line, the first one, and the last checkpoint between them."""
+    """The last line that is one, the first one, and the last checkpoint between them.
+
+    A process that is killed leaves half a line and no more. A whole line that is none of a log is somebody's work: it
+    stays where it is, and `verify` names it.
+    """
     end = data.rfind(b"\n")
+    found.end = end + 1
     while end >= 0 and found.last is None:
         start = data.rfind(b"\n", 0, end) + 1
         line = data[start:end]
-        found.last, found.hash, found.end = _decoded(line), own_hash(line) or "", end + 1
+        found.last, found.hash = _decoded(line), own_hash(line) or ""
         end = start - 1
     if found.last is None:
-        found.end = 0
         return
     first = _decoded(data[: data.find(b"\n")])
     if not isinstance(first, FileBegan):

@@ -213,12 +213,15 @@ class Writer:
 
     def _commit(self, group: list[Ticket], *, last: bool = False) -> None:
         """Write a group, or keep what is not refused of it."""
-        before = self._mark()
+        before = None
         try:
+            self._have_file()
+            before = self._mark()  # only now: opening the file has found where the log stands
             data, checkpoint = self._lines(group, last=last)
             self.file.append(data)
         except (OSError, AgentrtError) as error:
-            self._restore(before)
+            if before is not None:
+                self._restore(before)
             self._failed(group, error)
             return
         self._succeeded(group, data, checkpoint)
@@ -233,7 +236,6 @@ class Writer:
 
     def _lines(self, group: list[Ticket], *, last: bool) -> tuple[bytes, bytes | None]:
         """The bytes of a group, and of the checkpoint in it."""
-        self._have_file()
         chain = self.file.chain
         lines = [line for line in (self.file.header(),) if line]
         opens = not self._introduced  # a checkpoint at once: who opened the log is signed, and anchored

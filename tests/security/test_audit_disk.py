@@ -1,0 +1,85 @@
+"""An audit log on a disk that fails in the middle of something: the chain goes on where it stood."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrt.security.audit import AuditLog, AuditUnavailable, log_file
+from agentrt.security.audit.log_file import LogFile
+from agentrt.security.audit.segments import segments
+from security.audits import KEY, checked, items, lines, until, written
+
+
+class Failing:
+    """Lets each of the given functions fail once with EIO, and then do what it does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *functions: tuple[Any, str]) -> None:
+        self.left = {name for _, name in functions}
+        for owner, name in functions:
+            monkeypatch.setattr(owner, name, self._once(name, getattr(owner, name)))
+
+    def _once(self, name: str, real: Any) -> Any:
+        def once(*args: Any) -> Any:
+            if name in self.left:
+                self.left.remove(name)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*args)
+
+        return once
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("rotation", [None, 1000])
+async def test_a_group_that_could_not_even_be_cut_off_is_cut_off_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotation: int | None
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, signing_key=KEY.encode(), rotation=rotation) as log:
+        (await log.durable_intent("x", "before")).ended()
+        await until(lambda: log.statistics.written == 2)
+        failing = Failing(monkeypatch, (log_file, "_sync"), (os, "ftruncate"))
+        with pytest.raises(AuditUnavailable, match="the disk fails"):
+            await log.durable_intent("x", "refused")
+        assert not failing.left
+        (await log.durable_intent("x", "after")).ended()
+    report = checked(path)
+    assert report.ok, report.problems
+    everything = [json.loads(line) for file in segments(path) for line in lines(file)]
+    assert [item.get("resource") for item in everything if item["type"] == "record"] == [
+        *["before"] * 2,
+        *["after"] * 2,
+    ]
+
+
+@pytest.mark.asyncio
+async def test_a_folder_that_does_not_reach_the_disk_is_no_second_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    Failing(monkeypatch, (LogFile, "_sync_folder"))
+    async with AuditLog(path, signing_key=KEY.encode(), on_failure="warn") as log:
+        log.intent("x", "y").ended()
+        await until(lambda: log.statistics.written == 2)
+    assert checked(path).ok, checked(path).problems
+    assert [item["type"] for item in items(path)].count("file") == 1
+
+
+@pytest.mark.asyncio
+async def test_a_log_that_opens_late_and_then_fails_once_more_goes_on_where_it_stood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    before = len(await written(path, 3))
+    Failing(monkeypatch, (LogFile, "open"), (LogFile, "append"))
+    async with AuditLog(path, signing_key=KEY.encode(), on_failure="warn") as log:
+        log.intent("x", "y").ended()
+        await until(lambda: log.statistics.written == 2)
+    report = checked(path)
+    assert report.ok, report.problems
+    assert report.last is not None and report.last > before
