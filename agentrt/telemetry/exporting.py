@@ -14,15 +14,15 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec import Struct
 
 from agentrt import options
-from agentrt.errors import ConfigError, ThrottledError, TransientError, classify
+from agentrt.errors import ConfigError
 from agentrt.telemetry.conventions import error_text
+from agentrt.telemetry.daemon_threads import DaemonThreads
+from agentrt.telemetry.failures import asked_to_wait, may_work_later, nobody_is_there
 from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Deltas, Meter
 from agentrt.telemetry.signals import Batch, LogLine, Metric, Resource, Span
@@ -32,13 +32,15 @@ from agentrt.telemetry.wanted import SIGNALS, wanted
 
 __all__ = ["Delivered", "Exporting"]
 
-T = TypeVar("T")
-
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 """Seconds between two tries of one batch, doubled from the first to the longest."""
 
 MAX_TRIES = 8
+
+ABSENT_SECONDS = 1.0
+ABSENT_PAUSE = 0.1
+"""Seconds for which a shutdown tries to reach a backend where nobody has ever answered, and between two tries."""
 
 
 class Delivered(Struct, frozen=True):
@@ -100,15 +102,18 @@ class Exporting:
         self.lost: Counter[tuple[str, str]] = Counter()
         self.error: str | None = None
         self._told: set[str] = set()
+        self._has_answered = False
 
     def _begin(self) -> None:
         """What a thread needs; made anew in a forked process, where the old thread is not."""
         self._waiting: deque[Span | LogLine] = deque()
         self._in_flight: Batch | None = None
+        self._in_flight_since = 0.0
         # Guards all of the state and the counts. Under it the meter's lock may be taken, never the other way round.
         self._changed = threading.Condition()
         self._ended = threading.Event()
         self._closing_at: float | None = None
+        self._closing_since = 0.0
         self._flushes = 0
         self._flushed = 0
         self._undelivered = 0
@@ -169,6 +174,7 @@ class Exporting:
         """Begin to end: what waits is still tried until `until` (`time.monotonic()`), then counted as lost."""
         with self._changed:
             self._closing_at = until
+            self._closing_since = time.monotonic()
             is_idle = self._thread is None and not self._waiting and "metrics" not in self.wants
             if is_idle or not self.start():
                 self._settle()
@@ -185,7 +191,16 @@ class Exporting:
                 self._undelivered += 1
                 self._lose_batch(self._in_flight, "shutdown")
                 self._in_flight = None
+                if self.error is None:
+                    self._fail(self._hanging())
             self._settle()
+
+    def _hanging(self) -> TimeoutError:
+        """Why something is lost although no call of the backend's failed: one did not return. A backend that tries
+        again by itself may have said why, in its attribute `said`."""
+        said = getattr(self.backend, "said", None)
+        took = time.monotonic() - self._in_flight_since
+        return TimeoutError(f"it was at work for {took:.1f} s" + (f", and said: {said}" if said else ""))
 
     @property
     def has_told(self) -> bool:
@@ -216,7 +231,7 @@ class Exporting:
         not_forwarded()
         try:
             with instrumentation_suppressed(), asyncio.Runner() as runner:
-                runner.get_loop().set_default_executor(_DaemonThreads())
+                runner.get_loop().set_default_executor(DaemonThreads())
                 if self._opened(runner):
                     self._serve(runner)
                     self._closed(runner)
@@ -286,6 +301,7 @@ class Exporting:
                 items = [self._waiting.popleft() for _ in range(size)]
                 if not items and not metrics:
                     return
+                self._in_flight_since = now
                 batch = self._in_flight = Batch(
                     self.resource,
                     tuple(item for item in items if isinstance(item, Span)),
@@ -317,34 +333,61 @@ class Exporting:
     def _deliver(self, runner: asyncio.Runner, batch: Batch) -> str | None:
         """Try until it is delivered, refused, or there is no time left. Returns the reason of a loss."""
         pause = FIRST_PAUSE
-        for tried in range(1, MAX_TRIES + 1):
+        tried = 0
+        while True:
             error = self._call(runner, self.backend.export, batch)
             if error is None:
+                self._has_answered = True
                 return None
             self._fail(error)
-            if not _may_work_later(error):
+            if not may_work_later(error):
                 self._tell(error, "refuses some of what it gets", "is lost")
                 return "failed"
+            is_absent = nobody_is_there(error)
+            self._has_answered = self._has_answered or not is_absent
+            if is_absent and self._closing_at is not None:
+                # Known at once and at no cost: as often as it likes, but not for long.
+                self._tell(error, "fails for now", "is tried for a moment more")
+                if not self._paused_for_absent():
+                    return "shutdown"
+                continue
+            tried += 1
             if tried == MAX_TRIES:
-                break
+                return "failed"
             self._tell(error, "fails for now", "waits in a bounded queue")
-            asked = _asked_to_wait(error)
-            if not self._paused(max(pause, asked), may_hurry=not asked):
+            asked = min(asked_to_wait(error), LONGEST_PAUSE)
+            if not self._paused(max(pause, asked), may_hurry=not asked, must_hurry=is_absent):
                 return "shutdown"
             pause = min(2 * pause, LONGEST_PAUSE)
-        return "failed"
 
-    def _paused(self, seconds: float, *, may_hurry: bool) -> bool:
-        """Wait before the next try; False if there is no time for one. `may_hurry`: a shutdown that begins meanwhile
-        has one last try at once."""
+    def _paused(self, seconds: float, *, may_hurry: bool, must_hurry: bool) -> bool:
+        """Wait before the next try; False if there is no time for one. A shutdown that begins meanwhile has one last
+        try at once: if there is no time for another (`may_hurry`), or in any case (`must_hurry`)."""
         until = time.monotonic() + seconds
         with self._changed:
             was_closing = self._closing_at is not None
             while (left := until - time.monotonic()) > 0.0:
-                if self._closing_at is not None and self._closing_at <= until:
-                    return may_hurry and not was_closing and not self._is_over()
+                if self._closing_at is not None:
+                    if must_hurry:
+                        return not self._is_over()
+                    if self._closing_at <= until:
+                        return may_hurry and not was_closing and not self._is_over()
                 self._changed.wait(left)
         return True
+
+    def _paused_for_absent(self) -> bool:
+        """Wait, during a shutdown, for somebody to be there; False if there is no time left. Who has answered before is
+        waited for as long as may be: he was perhaps restarted."""
+        with self._changed:
+            assert self._closing_at is not None
+            until = self._closing_at
+            if not self._has_answered:
+                until = min(until, self._closing_since + ABSENT_SECONDS)
+            left = until - time.monotonic() - ABSENT_PAUSE
+            if left <= 0.0:
+                return False
+            self._changed.wait(ABSENT_PAUSE)
+            return not self._is_over()
 
     def _call(
         self, runner: asyncio.Runner, function: Callable[..., Any], *arguments: Any
@@ -444,38 +487,3 @@ class Exporting:
                 error_text(error),
                 then,
             )
-
-
-class _DaemonThreads(ThreadPoolExecutor):
-    """Runs each function in a daemon thread of its own: one that hangs (a name to be looked up, say) would keep the
-    process from ending, as the usual executor's threads are waited for."""
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
-        context = copy_context()  # in which nothing is traced or forwarded
-
-        def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = context.run(fn, *args, **kwargs)
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        threading.Thread(target=work, name="agentrt telemetry worker", daemon=True).start()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Nothing is waited for."""
-
-
-def _may_work_later(error: BaseException) -> bool:
-    return isinstance(error, TransientError | OSError | TimeoutError) or classify(error).retry
-
-
-def _asked_to_wait(error: BaseException) -> float:
-    """Seconds that the backend asked for before the next try, at most the longest pause; 0.0 if it did not."""
-    asked = error.retry_after if isinstance(error, TransientError | ThrottledError) else None
-    return min(asked, LONGEST_PAUSE) if isinstance(asked, int | float) and asked > 0.0 else 0.0

@@ -92,6 +92,8 @@ class OtelExporter:
         for exporter in self._exporters.values():
             _listen_to(exporter)
         self.delta = _wants_delta(self._exporters.get("metrics"))
+        self.said: str | None = None
+        """What the exporter logged last in an export that has not ended: why it tries again by itself."""
         self._batch: Batch | None = None
         self._left: list[Signal] = []
 
@@ -124,7 +126,7 @@ class OtelExporter:
         from agentrt.telemetry import otel_sdk
 
         exporter = self._exporters[signal]
-        with _heard() as said:
+        with _heard(self._note) as said:
             if signal == "spans":
                 result = exporter.export(
                     [otel_sdk.readable_span(span, batch.resource) for span in batch.spans]
@@ -133,10 +135,14 @@ class OtelExporter:
                 result = exporter.export(otel_sdk.metrics_data(batch.metrics, batch.resource))
             else:
                 result = exporter.export(otel_sdk.log_data(batch.logs, batch.resource))
+        self.said = None
         # Each signal has an enumeration of its own, with SUCCESS and FAILURE; some exporters return nothing.
         if getattr(result, "name", "SUCCESS") != "SUCCESS":
             why = f": {said[-1]}" if said else ", and did not say why"
             raise TransientError(f"the exporter {self.name} did not deliver the {signal}{why}")
+
+    def _note(self, said: str) -> None:
+        self.said = said
 
 
 # --- making one ------------------------------------------------------------------------------------------
@@ -202,7 +208,9 @@ def _wants_delta(exporter: Any) -> bool:
 
 # --- what an exporter logs -------------------------------------------------------------------------------
 
-_hearing: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("_hearing", default=None)
+_hearing: contextvars.ContextVar[Callable[[str], object] | None] = contextvars.ContextVar(
+    "_hearing", default=None
+)
 
 
 class _Ear(logging.Filter):
@@ -210,10 +218,10 @@ class _Ear(logging.Filter):
     the business of whoever exports, and a log line about each failure would itself be exported."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said = _hearing.get()
-        if said is None:
+        note = _hearing.get()
+        if note is None:
             return True
-        said.append(record.getMessage())
+        note(record.getMessage())
         return False
 
 
@@ -231,9 +239,15 @@ def _listen_to(exporter: Any) -> None:
 
 
 @contextmanager
-def _heard() -> Generator[list[str]]:
+def _heard(at_once: Callable[[str], object]) -> Generator[list[str]]:
+    """What is said inside; each of it is given to `at_once`, too."""
     said: list[str] = []
-    token = _hearing.set(said)
+
+    def note(text: str) -> None:
+        said.append(text)
+        at_once(text)
+
+    token = _hearing.set(note)
     try:
         yield said
     finally:

@@ -30,6 +30,8 @@ STUBS: Mapping[Signal, Any] = {
 RECONNECT = 1000
 """Milliseconds between two attempts to connect, at most; gRPC's own two minutes would outlast any restart."""
 
+NOBODY = ("Connection refused", "Domain name not found", "lookup failed", "No route to host")
+
 REPEATABLE = frozenset(
     {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
 )
@@ -65,7 +67,7 @@ class OtlpGrpc:
             await done.wait()
             return call.result()
         except grpc.RpcError as error:
-            raise self._failure(error) from error
+            raise self._failure(error) from _refusal(error) or error
         finally:
             call.cancel()  # of no effect on one that is done
 
@@ -101,6 +103,16 @@ def _wake(loop: asyncio.AbstractEventLoop, done: asyncio.Event) -> None:
         loop.call_soon_threadsafe(done.set)
     except RuntimeError:
         pass  # the loop has ended meanwhile, and with it whoever waited
+
+
+def _refusal(error: Any) -> ConnectionRefusedError | None:
+    """What gRPC says only in words: that nobody took the connection, or that there is no such host."""
+    said = str(error.details() or "")
+    if error.code().name != "UNAVAILABLE" or not any(words in said for words in NOBODY):
+        return None
+    refused = ConnectionRefusedError(said)
+    refused.__cause__ = error
+    return refused
 
 
 def _channel(target: Destination) -> Any:

@@ -84,13 +84,13 @@ NAMES = list(backends(threading.Event()))
 LOSING = [name for name in NAMES if name not in ("is slow", "is well")]
 
 
-def check_account(rt: Runtime, kept: dict[str, Kept]) -> None:
+def check_account(rt: Runtime, kept: dict[str, Kept], *, losing: bool = False) -> None:
     """Each backend delivered or lost each span, once."""
     for report in rt.telemetry.report():
         delivered = report.delivered.get("spans", 0)
         lost = sum(count for (signal, _), count in report.lost.items() if signal == "spans")
         assert delivered + lost == SPANS, report
-        if report.name in LOSING:
+        if losing or report.name in LOSING:
             assert lost == SPANS, report
         else:
             assert delivered == len(kept[report.name].spans) == SPANS, report
@@ -151,6 +151,87 @@ async def test_a_collector_that_is_not_well(kind: Any, caplog: pytest.LogCapture
     (report,) = rt.telemetry.report()
     assert sum(count for (signal, _), count in report.lost.items() if signal == "spans") == SPANS
     assert len([r for r in caplog.records if "telemetry lost: otlp" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+async def test_a_collector_that_never_answered_is_not_waited_for(protocol: str) -> None:
+    with Refusing() as server:
+        rt = Runtime(Config({"telemetry": {"otlp": {"endpoint": server.url, "protocol": protocol}}}))
+        async with rt:
+            assert (await rt.run(agent, "hi")).text == "answer to hi"
+            started = time.monotonic()
+            await rt.telemetry.aclose(30.0)
+            assert time.monotonic() - started < 10.0
+    (report,) = rt.telemetry.report()
+    assert report.lost["spans", "shutdown"] == SPANS
+    assert "refused" in str(report) or "connection attempts failed" in str(report)
+
+
+async def test_a_queue_full_for_nobody_is_given_up_as_soon() -> None:
+    kept = Kept(*(100_000 * [ConnectionRefusedError()]), batch_size=1, signals=("spans",))
+    rt = Runtime(backends=[("kept", kept)])
+    async with rt:
+        assert (await rt.run(agent, "hi")).text == "answer to hi"
+        started = time.monotonic()
+        await rt.telemetry.aclose(30.0)
+        assert time.monotonic() - started < 10.0
+    check_account(rt, {"kept": kept}, losing=True)
+
+
+class Away:
+    """A backend where nobody is, from the shutdown's begin for some seconds."""
+
+    interval = 0.02
+    signals = ("spans",)
+
+    def __init__(self, *, was_there: bool, seconds: float) -> None:
+        self.is_there = was_there
+        self.seconds = seconds
+        self.back_at: float | None = None
+        self.spans: list[Any] = []
+        self.tries = 0
+
+    def leave(self) -> None:
+        self.is_there = False
+        self.back_at = time.monotonic() + self.seconds
+
+    def export(self, batch: Batch) -> None:
+        self.tries += 1
+        if not self.is_there and (self.back_at is None or time.monotonic() < self.back_at):
+            raise TransientError("nobody is there") from ConnectionRefusedError()
+        self.spans += batch.spans
+
+
+@pytest.mark.parametrize(("was_there", "seconds"), [(True, 1.5), (False, 0.3)])
+async def test_a_collector_that_comes_back_during_the_shutdown_gets_what_waits(
+    was_there: bool, seconds: float
+) -> None:
+    away = Away(was_there=was_there, seconds=seconds)
+    rt = Runtime(backends=[("away", away)])
+    async with rt:
+        await rt.run(agent, "hi")
+        assert await rt.telemetry.flush(0.5) == was_there
+        away.leave()
+        await rt.run(agent, "again")
+        await rt.telemetry.aclose(30.0)
+    (report,) = rt.telemetry.report()
+    assert (report.lost, report.delivered["spans"], len(away.spans)) == ({}, 2 * SPANS, 2 * SPANS)
+    assert away.tries < 40, "it is not pressed"
+
+
+async def test_the_reason_of_a_loss_is_told_if_an_exporter_tries_again_by_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Refusing() as server:
+        table = {"otlp_proto_http": {"endpoint": f"{server.url}/v1/traces", "signals": ["spans"]}}
+        rt = Runtime(Config({"telemetry": table}))
+        async with rt:
+            await rt.run(agent, "hi")
+            await rt.telemetry.aclose(0.5)
+    (told,) = [text for text in caplog.messages if "telemetry lost" in text]
+    assert f"{SPANS} spans lost (shutdown)" in told
+    assert "it was at work for " in told
+    assert "refused" in told
 
 
 async def test_a_cancelled_close_returns_at_once_and_loses_no_count(release: threading.Event) -> None:
