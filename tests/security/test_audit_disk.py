@@ -82,4 +82,5 @@ async def test_a_log_that_opens_late_and_then_fails_once_more_goes_on_where_it_s
         await until(lambda: log.statistics.written == 2)
     report = checked(path)
     assert report.ok, report.problems
-    assert report.last is not None and report.last > before
+    assert (report.first, report.records) == (1, report.last)
+    assert report.records > before

@@ -179,6 +179,45 @@ def test_a_chain_that_was_made_anew_shows_by_the_signatures(log: Path, keeps_che
     assert not checked(log, None, anchor=anchor(log)).ok, "the anchor shows it as well, without a key"
 
 
+@pytest.mark.parametrize("count", [100, 300])
+def test_an_end_made_anew_without_checkpoints_shows_beyond_what_may_be_unsigned(
+    tmp_path: Path, count: int
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    asyncio.run(written(path, count))
+    all_ = items(path)
+    first = next(number for number, item in enumerate(all_, start=1) if item["type"] == "checkpoint")
+    unsigned = [item for item in all_[first:] if item["type"] != "checkpoint"]
+    path.write_bytes(rebuilt([*all_[:first], *unsigned]))
+    report = checked(path)
+    assert report.signed_through == first
+    if len(unsigned) <= all_[first - 1]["next_within"]:
+        assert report.ok
+        assert any(f"the records after {first} are not signed yet" in note for note in report.notes)
+    else:
+        [problem] = report.problems
+        assert (problem.kind, problem.seq) == ("checkpoint", report.last)
+        assert f"the records after {first} are not signed, though" in problem.message
+
+
+@pytest.mark.asyncio
+async def test_no_stretch_of_a_log_is_longer_than_its_checkpoints_say(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path, signing_key=KEY.encode(), checkpoint_every=500, rotation=100_000) as log:
+        for turn in range(8):
+            for number in range(200 + turn):
+                log.intent("x", str(number)).ended()
+            await asyncio.sleep(0.02)
+    stretch = 0
+    for file in segments(path):
+        for item in items(file):
+            stretch += 1
+            if item["type"] == "checkpoint":
+                assert stretch <= item["next_within"] == 500 + 256 + 10
+                stretch = 0
+    assert checked(path).ok
+
+
 def test_another_log_in_the_place_of_this_one_shows_by_the_anchor(log: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "audit.jsonl"
     asyncio.run(written(other))

@@ -112,12 +112,14 @@ class Opened(_Line, tag="opened", kw_only=True, omit_defaults=True):
 
 class Checkpoint(_Line, tag="checkpoint", kw_only=True, omit_defaults=True):
     """Everything before this line, signed. `number`: 1 for a log's first checkpoint, and one more for each. `count`:
-    the lines before this one. `previous`: the `hash` of the checkpoint before. `key`: the id of the signing key.
-    `signature`: ed25519, in base64, over `SIGNED` and the line's bytes up to `,"signature":`, so over `prev` too."""
+    the lines before this one. `next_within`: the next one follows at most so many lines later. `previous`: the `hash`
+    of the checkpoint before. `key`: the id of the signing key. `signature`: ed25519, in base64, over `SIGNED` and the
+    line's bytes up to `,"signature":`, so over `prev` too."""
 
     log: str
     number: int
     count: int
+    next_within: int = 0
     previous: str | None = None
     key: str
     prev: str = ""

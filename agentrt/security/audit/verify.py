@@ -8,79 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
 
 from agentrt.errors import ConfigError
+from agentrt.security.audit.anchors import Anchors, Kept, checkpoints_of, is_signed
 from agentrt.security.audit.chain import GENESIS, TAIL, own_hash
-from agentrt.security.audit.checkpoints import SIGNATURE, PublicKey
+from agentrt.security.audit.checkpoints import PublicKey
 from agentrt.security.audit.record import NOT_A_LINE, Checkpoint, FileBegan, Gap, Recovered, decode
+from agentrt.security.audit.report import TOLD, Kind, Place, Problem, Report
 from agentrt.security.audit.segments import rotated
 
 __all__ = ["Kind", "Problem", "Report", "verify"]
 
 MAX_LINE = 16_000_000
 """Bytes: no line of ours is as long."""
-TOLD = 50
-"""So many problems, and notes of each kind, are told; the others are counted."""
-
-Kind = Literal["edited", "missing", "order", "rebuilt", "checkpoint", "truncated", "foreign"]
-
-
-class Problem(Struct, frozen=True):
-    """What is wrong with one line. `line`: its number in `file`, from 1. `seq`: the record's, if it has one.
-
-    `kind`: "edited" (it has not the hash that it says), "missing" (records before it are not there), "order" (it
-    stands where it was not written), "rebuilt" (it was replaced, and its hash made anew), "checkpoint" (forged, or of
-    something else), "truncated" (the end is cut off), "foreign" (no line of a log).
-    """
-
-    file: str
-    line: int
-    seq: int | None
-    kind: Kind
-    message: str
-
-    def __str__(self) -> str:
-        record = "" if self.seq is None else f", record {self.seq:,}"
-        return f"{self.file}:{self.line}{record}: {self.kind}: {self.message}"
-
-
-class Report(Struct, kw_only=True):
-    """What a verification found. `records`: the lines that were read. `signed`: whether signatures were looked at;
-    `signed_through`: the last record that a good one covers. `anchored_through`: the last record that an anchor covers.
-    `closed`: the log was closed as it should. `problems`: the first ones; `problem_count`: all. `notes`: what else
-    there is to know, and what was not shown."""
-
-    path: str
-    log: str | None = None
-    files: int = 0
-    records: int = 0
-    first: int | None = None
-    last: int | None = None
-    checkpoints: int = 0
-    signed: bool = False
-    signed_through: int = 0
-    anchored_through: int | None = None
-    closed: bool = False
-    problems: list[Problem] = []
-    problem_count: int = 0
-    notes: list[str] = []
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong with it, as far as was shown."""
-        return not self.problem_count
-
-
-class _Place(Struct, frozen=True):
-    file: str
-    line: int
 
 
 class _Head(Struct):
@@ -118,7 +65,7 @@ def verify(
             if anchor is None
             else stack.enter_context(_opened(Path(anchor), name=f"the anchor {anchor}"))
         )
-        checkpoints = None if kept is None else _checkpoints(kept)
+        checkpoints = None if kept is None else checkpoints_of(kept)
         files = _files(base, stack)
         if not files:
             raise ConfigError(f"there is no audit log {base}")
@@ -165,26 +112,6 @@ def _opened(path: Path, *, name: str | None = None) -> BinaryIO:
         raise ConfigError(f"cannot read {name or path}: {error.strerror}") from error
 
 
-def _checkpoints(anchor: BinaryIO) -> Iterator[tuple[Checkpoint, bytes]]:
-    """The checkpoints that an anchor keeps now, each with its line."""
-    rest = os.fstat(anchor.fileno()).st_size
-
-    def kept() -> Iterator[tuple[Checkpoint, bytes]]:
-        nonlocal rest
-        for line in anchor:
-            rest -= len(line)
-            if rest < 0:
-                return
-            try:
-                item = decode(line)
-            except NOT_A_LINE:
-                continue  # half a line, left by a process that was killed
-            if isinstance(item, Checkpoint):
-                yield item, line.rstrip(b"\n")
-
-    return kept()
-
-
 class _Reader:
     """Goes through the lines of a log, in order."""
 
@@ -192,19 +119,21 @@ class _Reader:
         self,
         report: Report,
         keys: Sequence[PublicKey],
-        anchors: Iterator[tuple[Checkpoint, bytes]] | None,
+        kept: Kept | None,
         pruned: bool,
     ) -> None:
         self.report = report
         self._keys = keys
         self._pruned = pruned
-        self._anchors = None if anchors is None else _Anchors(anchors, keys, self)
+        self._anchors = None if kept is None else Anchors(kept, keys, tell=self._tell)
         self._seq = 0
         self._heads: tuple[str, ...] = (GENESIS,)
         """What the next line may say is before it; nothing: anything."""
         self._checkpoint: tuple[int, str | None] = (0, None)
+        self._signed_at, self._next_within = 0, 0
+        """Where the last good checkpoint stands, and how many lines later the next one does at most (0: unknown)."""
         self._number = 0
-        self._before = _Place(report.path, 0)
+        self._before = Place(report.path, 0)
         self._counted: dict[str, int] = {}
 
     # --- lines -----------------------------------------------------------------------------------------------
@@ -222,22 +151,22 @@ class _Reader:
                 continue
             digest = sha256(line[:end]).hexdigest()
             if line[end:] != b',"hash":"%s"}\n' % digest.encode():
-                self._edited(_Place(name, number), line[:-1], digest)
+                self._edited(Place(name, number), line[:-1], digest)
                 continue
             try:
                 head = decode_head(line)
             except NOT_A_LINE:
-                self._tell("foreign", _Place(name, number), None, "it is no line of an audit log")
+                self._tell("foreign", Place(name, number), None, "it is no line of an audit log")
                 self._heads = (digest,)
                 continue
             if head.seq != self._seq + 1 or head.prev not in self._heads:
-                self._misplaced(_Place(name, number), head)
+                self._misplaced(Place(name, number), head)
             self._seq, self._heads = head.seq, (digest,)
             if report.first is None:
                 report.first = head.seq
             if head.type != "record" or number == 1:
-                self._special(_Place(name, number), head, line[:-1], digest)
-            self._before = _Place(name, number)  # for what the next line may say of this one
+                self._special(Place(name, number), head, line[:-1], digest)
+            self._before = Place(name, number)  # for what the next line may say of this one
         report.records += number
 
     def _torn(self, name: str, number: int, *, is_last: bool) -> None:
@@ -247,9 +176,9 @@ class _Reader:
                 "torn", f"{name}:{number}: the end of a line that was never finished; it was not committed"
             )
         else:
-            self._tell("edited", _Place(name, number), self._seq + 1, "the line has no end")
+            self._tell("edited", Place(name, number), self._seq + 1, "the line has no end")
 
-    def _edited(self, place: _Place, line: bytes, digest: str) -> None:
+    def _edited(self, place: Place, line: bytes, digest: str) -> None:
         """A line that has not the hash that it says; what follows may go on from either."""
         said = own_hash(line)
         try:
@@ -268,7 +197,7 @@ class _Reader:
         if self.report.first is None:
             self.report.first = head.seq
 
-    def _misplaced(self, place: _Place, head: _Head) -> None:
+    def _misplaced(self, place: Place, head: _Head) -> None:
         """A line that does not follow from the one before it."""
         expected = self._seq + 1
         if self.report.first is None:
@@ -300,7 +229,7 @@ class _Reader:
 
     # --- lines that are no records -----------------------------------------------------------------------------
 
-    def _special(self, place: _Place, head: _Head, line: bytes, digest: str) -> None:
+    def _special(self, place: Place, head: _Head, line: bytes, digest: str) -> None:
         self.report.closed = head.type == "closed" or (head.type == "checkpoint" and self.report.closed)
         try:
             item = decode(line)
@@ -328,7 +257,7 @@ class _Reader:
                 "bytes of a line were cut off",
             )
 
-    def _file(self, place: _Place, item: FileBegan) -> None:
+    def _file(self, place: Place, item: FileBegan) -> None:
         report = self.report
         if report.log is None:
             report.log = item.log
@@ -349,7 +278,7 @@ class _Reader:
             self._tell("missing", place, item.seq, f"it is file {item.number}, after file {self._number}")
         self._number = item.number
 
-    def _signed(self, place: _Place, item: Checkpoint, line: bytes, digest: str) -> None:
+    def _signed(self, place: Place, item: Checkpoint, line: bytes, digest: str) -> None:
         report = self.report
         report.checkpoints += 1
         number, before = self._checkpoint
@@ -360,12 +289,14 @@ class _Reader:
             bad = f"it says that {item.count:,} records are before it"
         elif item.number != number + 1 or item.previous != before:
             bad = f"it does not follow checkpoint {number}"
-        elif self._keys and not _is_signed(line, item, self._keys):
+        elif self._keys and not is_signed(line, item, self._keys):
             bad = f"it is not signed by the key {_named(self._keys)}"
         if bad is not None:
             self._tell("checkpoint", place, item.seq, f"checkpoint {item.number}: {bad}")
-        elif self._keys and not report.problem_count:
-            report.signed_through = item.seq
+        elif self._keys:
+            self._signed_at, self._next_within = item.seq, item.next_within
+            if not report.problem_count:
+                report.signed_through = item.seq
         self._checkpoint = (item.number, digest)
         if self._anchors is not None:
             self._anchors.meet(place, item, digest)
@@ -378,14 +309,13 @@ class _Reader:
         report.last = self._seq
         if self._anchors is not None:
             self._anchors.finish(self._before, self._seq)
+            report.anchored_through = self._anchors.through
         if not report.records:
-            self._tell("truncated", _Place(report.path, 1), None, "there is nothing in it")
+            self._tell("truncated", Place(report.path, 1), None, "there is nothing in it")
         elif report.log is None:
-            self._tell("foreign", _Place(report.path, 1), None, "it has no first line of an audit log")
-        if self._keys and not report.checkpoints:
-            self._tell(
-                "checkpoint", self._before, self._seq, f"nothing is signed by the key {_named(self._keys)}"
-            )
+            self._tell("foreign", Place(report.path, 1), None, "it has no first line of an audit log")
+        if self._keys:
+            self._check_signing()
         for kind, count in self._counted.items():
             if count > TOLD:
                 report.notes.append(f"{count - TOLD:,} more notes of the kind {kind!r}")
@@ -405,7 +335,22 @@ class _Reader:
                 "no anchor: if the end was cut off together with its checkpoints, this does not show"
             )
 
-    def _tell(self, kind: Kind, place: _Place, seq: int | None, message: str) -> None:
+    def _check_signing(self) -> None:
+        """Whoever makes the end anew without the key can only leave the checkpoints out."""
+        if not self.report.checkpoints:
+            self._tell(
+                "checkpoint", self._before, self._seq, f"nothing is signed by the key {_named(self._keys)}"
+            )
+        elif 0 < self._next_within < self._seq - self._signed_at:
+            self._tell(
+                "checkpoint",
+                self._before,
+                self._seq,
+                f"the records after {self._signed_at:,} are not signed, though a checkpoint follows after "
+                f"{self._next_within:,} at most: they were made anew, or the log is not signed any more",
+            )
+
+    def _tell(self, kind: Kind, place: Place, seq: int | None, message: str) -> None:
         report = self.report
         report.problem_count += 1
         if len(report.problems) < TOLD:
@@ -415,88 +360,6 @@ class _Reader:
         self._counted[kind] = self._counted.get(kind, 0) + 1
         if self._counted[kind] <= TOLD:
             self.report.notes.append(message)
-
-    tell = _tell
-
-
-class _Anchors:
-    """Compares the checkpoints of a log with those that were kept elsewhere; both come in order."""
-
-    def __init__(
-        self, source: Iterator[tuple[Checkpoint, bytes]], keys: Sequence[PublicKey], reader: _Reader
-    ) -> None:
-        self._source = source
-        self._keys = keys
-        self._reader = reader
-        self._log: str | None = None
-        self._next: tuple[Checkpoint, str] | None = None
-        self._met = 0
-
-    def begin(self, log: str, *, after: int) -> None:
-        """The log is known, and what is before its first file."""
-        self._log = log
-        self._advance()
-        while self._next is not None and self._next[0].number <= after:
-            self._met += 1
-            self._advance()
-
-    def meet(self, place: _Place, item: Checkpoint, digest: str) -> None:
-        """A checkpoint of the log."""
-        while self._next is not None and self._next[0].number < item.number:
-            kept = self._next[0]
-            self._reader.tell(
-                "checkpoint", place, item.seq, f"checkpoint {kept.number}, which the anchor has, is not there"
-            )
-            self._advance()
-        while self._next is not None and self._next[0].number == item.number:
-            self._met += 1
-            if self._next[1] != digest:
-                self._reader.tell(
-                    "checkpoint",
-                    place,
-                    item.seq,
-                    f"checkpoint {item.number} is not the one that the anchor has: what is before it was made anew",
-                )
-            else:
-                self._reader.report.anchored_through = item.seq
-            self._advance()
-
-    def finish(self, place: _Place, seq: int) -> None:
-        """The log is over; nothing may be left."""
-        if self._log is None:
-            return  # no log at all, which was told of
-        last = None
-        while self._next is not None:
-            last = self._next[0]
-            self._met += 1
-            self._advance()
-        if last is not None:
-            self._reader.tell(
-                "truncated",
-                place,
-                seq,
-                f"the log ends here, but the anchor has checkpoint {last.number}, of record {last.seq:,}: "
-                "what was written after this was cut off",
-            )
-        elif not self._met:
-            self._reader.tell("truncated", place, seq, "the anchor has no checkpoint of this log")
-
-    def _advance(self) -> None:
-        """To the next checkpoint of this log that is what it says."""
-        self._next = None
-        for item, line in self._source:
-            hashed = hashlib.sha256(line[:-TAIL]).hexdigest()
-            if item.log != self._log or own_hash(line) != hashed:
-                continue
-            if self._keys and not _is_signed(line, item, self._keys):
-                continue  # somebody else's: it proves nothing
-            self._next = (item, hashed)
-            return
-
-
-def _is_signed(line: bytes, item: Checkpoint, keys: Sequence[PublicKey]) -> bool:
-    body, found, _ = line.rpartition(SIGNATURE)
-    return bool(found) and any(key.id == item.key and key.verifies(body, item.signature) for key in keys)
 
 
 def _named(keys: Sequence[PublicKey]) -> str:

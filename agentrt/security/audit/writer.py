@@ -33,6 +33,8 @@ logger = logging.getLogger("agentrt.audit")
 
 GROUP = 256
 """So many records go to the disk together at most."""
+AROUND = 10
+"""So many lines stand beside the records of a group at most: the file's first, a gap, the end and the like."""
 LINGER = 0.02
 """Seconds that records for which nobody waits may wait for others."""
 FIRST_RETRY = 0.25
@@ -343,6 +345,7 @@ class Writer:
             log=file.log,
             number=file.checkpoint.number + 1,
             count=chain.seq,
+            next_within=self.policy.checkpoint_every + GROUP + AROUND,
             previous=file.checkpoint.hash,
             key=key.id,
         )
