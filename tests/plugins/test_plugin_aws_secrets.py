@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import threading
 import time
 import traceback
 import uuid
@@ -459,6 +460,30 @@ async def test_the_first_readers_at_once_make_one_client(front: Front, moto: Mot
     found = await asyncio.gather(*(secrets.get(ref(name)) for name in names))
     assert [value.value for value in found] == names
     await secrets.aclose()  # a second client would be left open, which is a warning and an error
+
+
+@pytest.mark.asyncio
+async def test_what_boto_reads_from_its_files_is_read_beside_the_event_loop(
+    front: Front, moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.loaders import JSONFileLoader, Loader
+
+    threads: list[threading.Thread] = []
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*given: Any, **named: Any) -> Any:
+            threads.append(threading.current_thread())
+            return function(*given, **named)
+
+        return noted
+
+    monkeypatch.setattr(JSONFileLoader, "_load_file", noting(JSONFileLoader._load_file))
+    monkeypatch.setattr(Loader, "_find_extras", noting(Loader._find_extras))
+    await managed(moto, "CreateSecret", Name="threads", SecretString=VALUE)
+    threads.clear()
+    assert (await read("threads")).value == VALUE
+    assert len(threads) > 4
+    assert threading.main_thread() not in threads
 
 
 # ---------------------------------------------------------------------------------------------- in a runtime

@@ -9,7 +9,7 @@ import asyncio
 import math
 import os
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from agentrt import options
@@ -117,9 +117,9 @@ class AwsClient:
         return self._client
 
     async def _make(self) -> None:
+        session = await asyncio.to_thread(self._loaded)
         from aiobotocore.config import AioConfig
 
-        session = self._session()
         timeout = self.place.timeout
         config = AioConfig(
             connect_timeout=timeout,
@@ -138,10 +138,28 @@ class AwsClient:
         )
         self._stack = stack
 
-    def _session(self) -> Any:
+    def _loaded(self) -> Any:
+        """A session that has read what its first client is made of: megabytes of JSON, which take 0.1 s. Blocks."""
+        from aiobotocore.session import get_session
+        from botocore.exceptions import DataNotFoundError
+
+        core: Any = get_session()  # partly without types
+        session = self._session(core)
+        loader = core.get_component("data_loader")
+        for kind in ("service-2", "endpoint-rule-set-1"):
+            loader.load_service_model(self.service, kind, api_version=None)  # told, or it is not kept
+        loader.load_data_with_path("endpoints")
+        for name in ("partitions", "sdk-default-configuration", "_retry"):
+            with suppress(DataNotFoundError):  # another version of botocore may do without
+                loader.load_data(name)
+        return session
+
+    def _session(self, core: Any = None) -> Any:
+        """`core`: the session of botocore, None: another one."""
         import aioboto3
 
-        return aioboto3.Session(profile_name=self.place.profile, region_name=self.place.region)
+        place = self.place
+        return aioboto3.Session(profile_name=place.profile, region_name=place.region, botocore_session=core)
 
     def _region(self, session: Any) -> str:
         from botocore.exceptions import NoRegionError
