@@ -68,7 +68,7 @@ class Credential:
                 self._take(await self._resolved(self._host, self._reference), self._host)
             return self._key
         if self._key is None and self._required:
-            raise PermanentError(f"{self._owner}: there is no API key: set {self._setting}", fault="target")
+            raise PermanentError(f"{self._owner}: there is no API key; set {self._setting}", fault="target")
         return self._key
 
     async def instead_of(self, key: str) -> str | None:

@@ -36,7 +36,7 @@ class WritableFiles:
     def look(self, path: str, mode: int) -> None:
         if mode & stat.S_IWOTH and path not in self._told:
             self._told.add(path)
-            _log.warning("everybody may write the file %s, which holds a secret: chmod o-w it", path)
+            _log.warning("everybody may write the file %s, and it holds a secret; chmod o-w it", path)
 
 
 def read_text(ref: SecretRef, path: str, *, limit: int, files: WritableFiles) -> str:

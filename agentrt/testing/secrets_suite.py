@@ -186,7 +186,7 @@ class SecretsProviderTests(Suite, ProviderTrial):
                 except Exception as error:
                     raise let_through(f"the name {name[:50]!r}", error) from error
                 else:
-                    raise AssertionError(f"the name {name!r} led to a secret: where does it come from?")
+                    raise AssertionError(f"the name {name!r} led to a secret; where does it come from?")
 
         self._run(scenario)
 

@@ -248,7 +248,7 @@ def test_wrong_usage_says_where_the_help_is(project: Path, arguments: tuple[str,
 
 def test_a_missing_key(project: Path) -> None:
     ended = agentrt("run", "agents:OpenBot", "hi", cwd=project)
-    says(ended, 1, "openai: there is no API key: set OPENAI_API_KEY, or api_key in [models.openai]")
+    says(ended, 1, "openai: there is no API key; set OPENAI_API_KEY, or api_key in [models.openai]")
 
 
 def test_a_refused_connection(project: Path) -> None:

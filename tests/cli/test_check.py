@@ -33,7 +33,7 @@ def test_every_problem_is_found_at_once(project: Path, command: Command) -> None
     ended = command("check", "agents:Bot", "-m", "openai:gpt-5", "-m", "nope:x", "-m", "scripted:echo")
     assert ended.code == 2
     problems = [text for state, _, text in lines(ended.out) if state == "problem"]
-    assert problems[0] == "openai: there is no API key: set OPENAI_API_KEY, or api_key in [models.openai]"
+    assert problems[0] == "openai: there is no API key; set OPENAI_API_KEY, or api_key in [models.openai]"
     assert problems[1].startswith("model \"nope:x\": there is no plugin 'nope' in the group agentrt.models")
     assert ("ok", "model", "scripted:echo") in lines(ended.out)
     assert ended.err.endswith("problems found\n")

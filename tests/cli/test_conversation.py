@@ -211,7 +211,7 @@ async def leaves(message):
     ("agent", "code", "said"),
     [
         ("NoModel", 2, "error: NoModel has no model: "),
-        ("NoKey", 2, "error: openai: there is no API key: set OPENAI_API_KEY"),
+        ("NoKey", 2, "error: openai: there is no API key; set OPENAI_API_KEY"),
         ("NoRun", 2, "error: the class NoRun has no method `run`"),
         ("Unmade", 1, "Traceback (most recent call last):"),
         ("Leaves", 1, "error: Leaves called sys.exit(7)"),

@@ -237,7 +237,7 @@ async def test_the_environment_names_server_and_key(
 async def test_a_missing_key_says_which_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     monkeypatch.delenv("ANTHROPIC_BASE_URL", raising=False)
-    with pytest.raises(PermanentError, match=r"there is no API key: set ANTHROPIC_API_KEY") as caught:
+    with pytest.raises(PermanentError, match=r"there is no API key; set ANTHROPIC_API_KEY") as caught:
         await anext(Anthropic().stream(ask()))
     assert caught.value.fault == "target"
 

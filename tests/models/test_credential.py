@@ -79,7 +79,7 @@ async def test_a_key_is_given_as_it_is_but_for_blanks_around_it() -> None:
 @pytest.mark.parametrize("value", [None, "", "  "])
 async def test_no_key_is_fine_unless_one_is_required(value: str | None) -> None:
     assert await credential(value, required=False).get() is None
-    with pytest.raises(PermanentError, match="openai: there is no API key: set THE_KEY"):
+    with pytest.raises(PermanentError, match="openai: there is no API key; set THE_KEY"):
         await credential(value).get()
 
 

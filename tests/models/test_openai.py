@@ -204,7 +204,7 @@ async def test_a_missing_key_says_which_variable_to_set(monkeypatch: pytest.Monk
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(
-        PermanentError, match=r"there is no API key: set OPENAI_API_KEY, or api_key in"
+        PermanentError, match=r"there is no API key; set OPENAI_API_KEY, or api_key in"
     ) as caught:
         await OpenAI().complete(ask())
     assert (caught.value.fault, caught.value.executed) == ("target", False)

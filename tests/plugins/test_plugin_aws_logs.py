@@ -167,8 +167,8 @@ async def test_lines_that_the_service_throws_away_are_an_error(
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        (aws_error("UnrecognizedClientException"), PermanentError, "does not accept the credentials: renew"),
-        (aws_error("ExpiredTokenException"), PermanentError, "does not accept the credentials: renew"),
+        (aws_error("UnrecognizedClientException"), PermanentError, "does not accept the credentials; renew"),
+        (aws_error("ExpiredTokenException"), PermanentError, "does not accept the credentials; renew"),
         (aws_error("AccessDeniedException"), PermanentError, "Allow logs:PutLogEvents to the user or role"),
         (aws_error("ThrottlingException", **{"Retry-After": "4"}), ThrottledError, "ThrottlingException"),
         (aws_error("ServiceUnavailableException", status=503), TransientError, "ServiceUnavailable"),

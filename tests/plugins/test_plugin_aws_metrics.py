@@ -188,7 +188,7 @@ async def test_values_of_dimensions_are_ascii_and_never_empty(aws: Moto) -> None
 @pytest.mark.parametrize(
     ("status", "code", "kind", "says"),
     [
-        (403, "InvalidClientTokenId", PermanentError, "does not accept the credentials: renew"),
+        (403, "InvalidClientTokenId", PermanentError, "does not accept the credentials; renew"),
         (403, "AccessDenied", PermanentError, "Allow cloudwatch:PutMetricData to the user or role"),
         (400, "Throttling", ThrottledError, "Throttling"),
         (400, "InvalidParameterValue", PermanentError, "because"),

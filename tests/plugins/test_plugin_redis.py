@@ -372,7 +372,7 @@ async def test_it_is_the_backend_redis_of_the_configuration(valkey: Valkey) -> N
         ({"url": "redis://"}, r"url must be such as"),
         (
             {"url": "redis://me:hunter2@x"},
-            r'url holds a password: leave it out, and give password= or "secret://NAME" for the url',
+            r'url holds a password; leave it out and set the option password, or give "secret://NAME" as url',
         ),
         ({"on_failure": "maybe"}, r"on_failure"),
         ({"connections": 0}, r"connections must be a whole number of at least 1"),

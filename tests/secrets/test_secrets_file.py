@@ -217,7 +217,7 @@ async def test_a_file_that_everybody_may_write_is_warned_of_once(
     for name in "aab":
         await provider.get(SecretRef(name))
     assert [record.message for record in caplog.records] == [
-        f"everybody may write the file {folder}/a, which holds a secret: chmod o-w it"
+        f"everybody may write the file {folder}/a, and it holds a secret; chmod o-w it"
     ]
 
 

@@ -107,7 +107,7 @@ def _answered(error: Any, table: str, permission: str) -> CallError:
         return ThrottledError(head, retry_after=retry_after(headers))
     if code in UNKNOWN_KEY:
         return PermanentError(
-            f"{head}. AWS does not accept the credentials: renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            f"{head}. AWS does not accept the credentials; renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
             "AWS_SESSION_TOKEN, or the `profile`, and check the machine's clock",
             fault="target",
         )

@@ -103,7 +103,7 @@ def answered(
         return SecretThrottled(head, retry_after=wait)
     if code in UNKNOWN_KEY:
         return SecretDenied(
-            f"{head}. AWS does not accept the credentials: renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            f"{head}. AWS does not accept the credentials; renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
             "AWS_SESSION_TOKEN, or the `profile`, and check the machine's clock"
         )
     if code in DENIED or status in (401, 403):

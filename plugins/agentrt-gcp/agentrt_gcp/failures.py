@@ -67,7 +67,7 @@ def _answered(error: exceptions.GoogleAPICallError, what: str, needs: str) -> Ag
             return SecretNotFound(f"{head}. Add a new version, or name another one")
         return SecretInvalid(f"{head}. Enable the version, or name another one")
     if isinstance(error, exceptions.Unauthenticated):
-        return SecretDenied(f"{head}. GCP does not accept the credentials: {NO_CREDENTIALS}")
+        return SecretDenied(f"{head}. GCP does not accept the credentials; {NO_CREDENTIALS}")
     if isinstance(error, exceptions.Forbidden):
         return SecretDenied(f"{head}. Allow {needs} on it to the account")
     if isinstance(error, exceptions.ResourceExhausted):

@@ -48,7 +48,7 @@ class Connections:
         self._address = None if is_secret(url) else Address.parse(url)
         if self._address is not None and self._address.password is not None:
             raise ConfigError(
-                'url holds a password: leave it out, and give password= or "secret://NAME" for the url'
+                'url holds a password; leave it out and set the option password, or give "secret://NAME" as url'
             )
         self._url = url
         self._username = username
