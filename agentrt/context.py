@@ -276,9 +276,11 @@ class Context:
         call = pipeline.new_call(request)
         number = self._model_started(call)
         try:
-            response: ModelResponse = await self._send(pipeline, call)
+            response: ModelResponse | str = await self._send(pipeline, call)
         finally:
             self._use(call.record.usage)  # what a rejected answer took was used as well
+        if isinstance(response, str):  # of a default, or a stage
+            response = ModelResponse(text=response)
         if not isinstance(response, ModelResponse):
             raise TypeError(
                 f"a stage around {call.target} returned {response!r} instead of the ModelResponse; "

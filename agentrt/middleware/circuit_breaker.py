@@ -102,11 +102,12 @@ class CircuitBreaker:
         self.slow_call = None if slow_call is None else options.seconds("slow_call", slow_call)
         if slow_rate is not None and slow_call is None:
             raise ConfigError("slow_rate needs slow_call, the number of seconds from which a call is slow")
-        if slow_rate is not None and failure_threshold is not None:
-            raise ConfigError(
-                "slow_rate has no effect with failure_threshold, which counts consecutive calls that fail or are slow: "
-                "leave one of them out"
-            )
+        for name, given in (("slow_rate", slow_rate), ("window_calls", window_calls)):
+            if given is not None and failure_threshold is not None:
+                raise ConfigError(
+                    f"{name} has no effect with failure_threshold, which counts consecutive calls that fail or are "
+                    "slow: leave one of them out"
+                )
         self.slow_rate = None if slow_rate is None else options.fraction("slow_rate", slow_rate)
         self.probes = options.count("probes", probes)
         self.max_half_open_wait = (

@@ -114,13 +114,16 @@ class Answer:
         return msgspec.structs.replace(response, usage=usage)
 
 
-def pieces(item: StreamItem | ModelResponse) -> list[StreamItem]:
+def pieces(item: StreamItem | ModelResponse | str) -> list[StreamItem]:
     """What a stream would say: the item itself, or those of a whole answer that stands in for a stream."""
     if isinstance(item, StreamItem):
         return [item]
+    if isinstance(item, str):
+        item = ModelResponse(text=item)
     if not isinstance(item, ModelResponse):
         raise TypeError(
-            f"{item!r} was served instead of a model's answer; a default or a stage of your own gives a ModelResponse"
+            f"{item!r} was served instead of a model's answer; a default or a stage of your own gives a text or a "
+            "ModelResponse"
         )
     said: list[StreamItem] = [ReasoningDelta(item.reasoning)] if item.reasoning else []
     said += [TextDelta(item.text)] if item.text else []

@@ -688,6 +688,13 @@ COUNT = "must be a whole number of at least 1, not"
                 "slow: leave one of them out"
             ),
         ),
+        (
+            {"failure_threshold": 3, "window_calls": 20},
+            (
+                "window_calls has no effect with failure_threshold, which counts consecutive calls that fail or are "
+                "slow: leave one of them out"
+            ),
+        ),
         ({"probes": 0}, f"probes {COUNT} 0"),
         ({"max_half_open_wait": -1}, f"max_half_open_wait {SECONDS} -1"),
         ({"max_targets": 0}, f"max_targets {COUNT} 0"),

@@ -483,6 +483,22 @@ async def _from_a_cache(call: Any, call_next: Any) -> Any:
 
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize(
+    "stage", [Fallback(default="Later."), Fallback(default=lambda error: "Later.")], ids=["value", "function"]
+)
+async def test_a_text_is_a_models_answer_by_default(stage: Any, watched: bool) -> None:
+    runtime, _ = runtime_with(PermanentError("gone", fault="target"))
+    runtime.use(stage, kind="model")
+    async with runtime:
+        if not watched:
+            assert (await runtime.run(Assistant, "hi")).text == "Later."
+            return
+        async with runtime.stream(Assistant, "hi") as run:
+            assert await watch(run, []) is None
+    assert run.result.text == "Later."
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize(
     "stage", [_from_a_cache, Fallback(default=ModelResponse(text="kept", reasoning="why"))]
 )
 async def test_an_answer_that_no_model_gave_is_one_in_a_watched_run_as_well(
@@ -518,7 +534,10 @@ async def test_a_whole_answer_with_tool_calls_stands_in_for_a_stream() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [("text", "'text' was served instead of a model's answer"), (None, "did it forget `return await")],
+    [
+        ({"text": 1}, "{'text': 1} was served instead of a model's answer"),
+        (None, "did it forget `return await"),
+    ],
 )
 async def test_a_stage_that_answers_with_something_else_is_told_so(answer: Any, message: str) -> None:
     async def stage(call: Any, call_next: Any) -> Any:
