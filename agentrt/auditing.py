@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from agentrt.config import Config
     from agentrt.context import Context
     from agentrt.middleware.audit import Audit, Begun
-    from agentrt.security.audit.log import AuditLog, Operation
+    from agentrt.security.audit.log import AuditLog
+    from agentrt.security.audit.operation import Operation
     from agentrt.security.audit.record import Who
     from agentrt.telemetry.redaction import Redactor
 
@@ -81,7 +82,8 @@ class Auditing:
         try:
             await self.log.open(self._host.secret, prepare=self._open_sinks)
         except BaseException:
-            await self._close_sinks()
+            if not self.log.is_open:  # it is, if only the waiting for it was cancelled
+                await self._close_sinks()
             raise
 
     async def _open_sinks(self) -> None:
@@ -139,13 +141,27 @@ class Auditing:
     # --- what happens at once --------------------------------------------------------------------------------
 
     def secret_revealed(self, name: str, /) -> None:
-        """Somebody's code has looked at the value of a secret."""
-        self.log.note("secret.reveal", name, _who(RUN.get()))
+        """Somebody's code looks at the value of a secret. Raises AuditUnavailable if it must not."""
+        self._at_once("secret.reveal", name)
 
     def file_accessed(self, operation: str, root: str, path: str, allowed: bool, reason: str, /) -> None:
-        """A file was asked for. `FileAccess` tells this by itself to the run that it is used in."""
+        """A file is asked for. `FileAccess` tells this by itself to the run that it is used in. Raises
+        AuditUnavailable if what is allowed must not be done."""
         details = {name: said for name, said in (("root", root), ("reason", reason)) if said}
-        self.log.note(f"file.{operation}", path, _who(RUN.get()), denied=not allowed, details=details or None)
+        self._at_once(f"file.{operation}", path, denied=not allowed, details=details)
+
+    def _at_once(
+        self, action: str, resource: str, *, denied: bool = False, details: Mapping[str, str] | None = None
+    ) -> None:
+        from agentrt.security.audit.sinks import FEEDING
+
+        if FEEDING.get():
+            return
+        who, details = _who(RUN.get()), details or None
+        if denied:
+            self.log.note(action, resource, who, denied=True, details=details)
+        else:
+            self.log.announce(action, resource, who, details=details)
 
 
 class _Unrecorded:

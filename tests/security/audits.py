@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,17 @@ def records(path: Path, **fields: Any) -> list[dict[str, Any]]:
         for item in items(path)
         if item["type"] == "record" and all(item.get(name) == value for name, value in fields.items())
     ]
+
+
+@contextmanager
+def room(size: int) -> Generator[None]:
+    """No file may grow beyond `size` bytes: to whoever writes, the same as a disk that is full."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 async def until(condition: Any, *, seconds: float = 5.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +16,12 @@ from agentrt.config import Config
 from agentrt.errors import BudgetExceeded, ConfigError
 from agentrt.file_tools import file_tools
 from agentrt.order import ORDER
-from agentrt.security.audit import acting
+from agentrt.security.audit import AuditLog, AuditUnavailable, acting
+from agentrt.security.audit import log as log_module
+from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.verify import verify
 from agentrt.security.files import AccessDenied, FileAccess
-from security.audits import KEY, SECRET, Assistant, checked, records, runtime, text
+from security.audits import KEY, SECRET, Assistant, checked, items, records, room, runtime, text
 
 
 @pytest.fixture
@@ -75,6 +78,63 @@ async def test_file_access(path: Path, tmp_path: Path) -> None:
     assert (read["decision"], read["actor"], read["details"]) == ("allowed", "agent", {"root": "docs"})
     assert (write["decision"], write["run"]) == ("denied", result.run_id)
     assert write["details"]["reason"]
+
+
+@pytest.mark.asyncio
+async def test_strict_refuses_files_and_reveals_that_it_cannot_record(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool's thread waits for the disk; the loop's own thread refuses what the log is known not to take."""
+    monkeypatch.setenv("TOKEN", SECRET)
+    (tmp_path / "docs").mkdir()
+    files = FileAccess({"docs": tmp_path / "docs"}, "write")
+    tools = {tool.name: tool for tool in file_tools(files)}
+
+    async def agent(message: str, ctx: Any) -> None:
+        secret = await ctx.secrets.get("TOKEN")
+        files.write("docs/a.txt", "before")
+        with room(len(text(path))):
+            with pytest.raises(AuditUnavailable, match="may not grow further"):
+                await files.aio.write("docs/a.txt", "after")
+            with pytest.raises(AuditUnavailable, match="may not grow further"):
+                files.write("docs/a.txt", "after")
+            with pytest.raises(AuditUnavailable, match="may not grow further"):
+                secret.reveal()
+            with pytest.raises(AccessDenied):  # is refused anyway, and said as it is
+                files.write("docs/../b.txt", "after")
+        assert await ctx.tool(tools["read_file"], path="docs/a.txt") == "before"
+        assert secret.reveal() == SECRET
+
+    async with runtime(path, strict=True) as rt:
+        await rt.run(agent, "hi")
+    [write, denied] = records(path, action="file.write")
+    assert (write["decision"], denied["decision"]) == ("allowed", "denied")
+    assert len(records(path, action="secret.reveal")) == 1
+    assert sum(item.get("refused", 0) for item in items(path) if item["type"] == "gap") == 3
+    assert checked(path, None).ok
+
+
+@pytest.mark.asyncio
+async def test_a_thread_does_not_wait_for_ever_for_a_disk_that_hangs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, may_hang, append = threading.Event(), threading.Event(), LogFile.append
+
+    def slow(self: LogFile, data: bytes) -> None:
+        if may_hang.is_set():
+            assert hangs.wait(5)
+        append(self, data)
+
+    monkeypatch.setattr(LogFile, "append", slow)
+    monkeypatch.setattr(log_module, "WAIT_SECONDS", 0.1)
+    async with AuditLog(path, strict=True) as log:
+        await log.durable_intent("x", "before")
+        may_hang.set()
+        with pytest.raises(AuditUnavailable, match="did not take it in"):
+            await asyncio.to_thread(log.announce, "file.read", "a.txt")
+        hangs.set()
+    told = [(item["decision"], item["outcome"]) for item in records(path, action="file.read")]
+    assert told == [("allowed", "ok"), ("denied", "failed")]
 
 
 @pytest.mark.asyncio

@@ -7,13 +7,11 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,20 +24,9 @@ from agentrt.errors import ConfigError
 from agentrt.security.audit import AuditLog, AuditUnavailable
 from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.segments import segments
-from security.audits import KEY, checked, items, lines, records, until, written
+from security.audits import KEY, checked, items, lines, records, room, until, written
 
 ROOT = os.geteuid() == 0
-
-
-@contextmanager
-def room(size: int) -> Generator[None]:
-    """No file may grow beyond `size` bytes: to whoever writes, the same as a disk that is full."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 # --- the disk fails --------------------------------------------------------------------------------------

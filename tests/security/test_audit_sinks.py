@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from agentrt.errors import ConfigError
 from agentrt.security.audit import AuditLog, FileAnchor
 from agentrt.security.audit import sinks as sinks_module
 from agentrt.security.audit.record import Checkpoint, decode
-from security.audits import KEY, checked, items, lines, written
+from agentrt.security.audit.sinks import Sinks
+from agentrt.security.audit.writer import Writer
+from security.audits import KEY, checked, items, lines, records, room, runtime, until, written
 
 
 class Kept:
@@ -233,3 +236,85 @@ async def test_a_loop_that_is_gone_is_told_and_the_log_is_written(
     await asyncio.to_thread(log.close)
     assert checked(path).closed
     assert "missed what was written after their event loop was closed" in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_an_anchor_that_takes_half_a_line_has_not_taken_it(tmp_path: Path) -> None:
+    anchor = FileAnchor(path=tmp_path / "anchor")
+    await anchor.checkpoint(b"a" * 100 + b"\n")
+    with room(150), pytest.raises(OSError, match="No space left"):
+        await anchor.checkpoint(b"b" * 100 + b"\n")
+    await anchor.checkpoint(b"b" * 100 + b"\n")
+    assert anchor.path.read_bytes().splitlines()[-1] == b"b" * 100
+
+
+def fed(rt: Runtime, sink: Any) -> None:
+    """Give the runtime a sink that is no plugin."""
+    assert rt.audit is not None
+    log = rt.audit.log
+    rt.audit._sinks.append(("made", sink))
+    log._sinks = Sinks([("made", sink)])
+    log._writer._kept, log._writer._written = log._sinks.checkpoint, log._sinks.records
+
+
+@pytest.mark.asyncio
+async def test_what_a_sink_does_to_take_a_record_makes_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "the-token-of-the-webhook")
+
+    class Webhook(KeptRecords):
+        async def open(self, host: Any) -> None:
+            self.host = host
+
+        async def records(self, lines: bytes, /) -> None:
+            assert await self.host.secret("secret://env/TOKEN")
+            await super().records(lines)
+
+    path, sink = tmp_path / "a", Webhook()
+    rt = runtime(path)
+    fed(rt, sink)
+    async with rt:
+        assert rt.audit is not None
+        rt.audit.log.intent("x", "y").ended()
+        await until(lambda: b'"action":"x"' in sink.lines)
+        groups = rt.audit.log.statistics.groups
+        await asyncio.sleep(0.2)
+        assert rt.audit.log.statistics.groups == groups
+    assert records(path, action="secret.reveal") == []
+
+
+@pytest.mark.asyncio
+async def test_a_log_that_opens_though_nobody_waits_any_more_keeps_its_sinks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, started, go_on = Kept(), threading.Event(), threading.Event()
+    start = Writer.start
+
+    def slow(self: Writer, keys: Any) -> None:
+        started.set()
+        assert go_on.wait(5)
+        start(self, keys)
+
+    monkeypatch.setattr(Writer, "start", slow)
+    rt = runtime(tmp_path / "a", signing_key=str(key_file(tmp_path)))
+    fed(rt, sink)
+    assert rt.audit is not None
+    opening = asyncio.ensure_future(rt.audit.open())
+    await asyncio.to_thread(started.wait)
+    opening.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert rt.audit.log.is_open
+    assert not sink.closed
+    await rt.aclose()
+    assert sink.closed
+    assert len(sink.got) == 2
+
+
+def key_file(folder: Path) -> Path:
+    path = folder / "key"
+    path.write_text(KEY)
+    return path

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from agentrt.security.audit.acting import acting
 from agentrt.security.audit.errors import AuditUnavailable
-from agentrt.security.audit.log import AuditLog, Operation
+from agentrt.security.audit.log import AuditLog
+from agentrt.security.audit.operation import Operation
 from agentrt.security.audit.sinks import AuditSink, FileAnchor
 
 __all__ = ["AuditLog", "AuditSink", "AuditUnavailable", "FileAnchor", "Operation", "acting"]

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from agentrt import options
-from agentrt.errors import ConfigError, Refused, RunLimitExceeded
+from agentrt.errors import ConfigError, Refused
 from agentrt.security.audit.acting import behind
 from agentrt.security.audit.errors import AuditUnavailable
 from agentrt.security.audit.key_sources import keys_of
 from agentrt.security.audit.log_file import LogFile
-from agentrt.security.audit.record import NOBODY, NOTHING, Decision, Outcome, Phase, Record, Who, as_json, now
+from agentrt.security.audit.operation import Operation, judged, texts
+from agentrt.security.audit.record import NOBODY, NOTHING, Phase, Record, Who, as_json, now
 from agentrt.security.audit.segments import expanded
 from agentrt.security.audit.sinks import Sinks
 from agentrt.security.audit.tickets import Keys, Policy, Statistics, Ticket
@@ -30,7 +32,7 @@ from agentrt.security.audit.writer import Writer
 from agentrt.telemetry.caps import json_within
 from agentrt.telemetry.redaction import Redactor
 
-__all__ = ["ARGUMENTS", "AuditLog", "Operation"]
+__all__ = ["ARGUMENTS", "AuditLog"]
 
 ARGUMENTS = ("hash", "redacted", "none")
 CLOSE_SECONDS = 5.0
@@ -46,51 +48,6 @@ WAIT_SECONDS = 10.0
 
 _OPENING: ContextVar[bool] = ContextVar("agentrt_audit_opening", default=False)
 """What opens the log reads its keys, and must not wait for the log to record that."""
-
-
-class Operation:
-    """An operation that has begun: say how it `ended`, once."""
-
-    __slots__ = ("_log", "_started", "_ticket")
-
-    def __init__(self, log: AuditLog, ticket: Ticket, started: float) -> None:
-        self._log = log
-        self._ticket = ticket
-        self._started = started
-
-    def ended(
-        self,
-        error: BaseException | None = None,
-        *,
-        resource: str | None = None,
-        duration: float | None = None,
-        unknown: bool = False,
-        trace: str | None = None,
-        details: Mapping[str, str] | None = None,
-    ) -> None:
-        """Record the outcome: of `error` (None: it succeeded). `resource`: what it was done to in the end, if not what
-        was meant at first. `duration` (s): default, since it began. `unknown`: it may still be going on."""
-        outcome, decision = judged(error)
-        intent = self._ticket.record
-        record = Record(
-            time=now(),
-            phase="outcome",
-            action=intent.action,
-            resource=intent.resource if resource is None else resource,
-            actor=intent.actor,
-            on_behalf_of=intent.on_behalf_of,
-            session=intent.session,
-            trace=intent.trace if trace is None else trace,
-            run=intent.run,
-            parent=intent.parent,
-            decision=decision,
-            outcome="unknown" if unknown else outcome,
-            error=None if error is None else type(error).__name__,
-            message=self._log.message(error),
-            duration=round(time.monotonic() - self._started if duration is None else duration, 6),
-            details=_texts(details),
-        )
-        self._log.put(Ticket(record, intent=self._ticket))
 
 
 class AuditLog:
@@ -288,10 +245,7 @@ class AuditLog:
         ticket.told = partial(_tell_loop, loop, on_disk)
         self.put(ticket, refusable=True)
         operation = Operation(self, ticket, time.monotonic())
-        late = AuditUnavailable(
-            f"not begun, because it could not be recorded: the audit log {self.path} did not take it in "
-            f"{WAIT_SECONDS:g} s"
-        )
+        late = self._late()
         timer = loop.call_later(WAIT_SECONDS, _settle, on_disk, late)
         try:
             await on_disk
@@ -316,12 +270,37 @@ class AuditLog:
         details: Mapping[str, str] | None = None,
     ) -> None:
         """Record, once, something that has happened, or was `denied`."""
-        ticket = self._ticket("outcome", action, resource, who, arguments, details)
-        record = ticket.record
-        record.outcome, record.decision = ("failed", "denied") if denied else judged(error)
-        record.error = None if error is None else type(error).__name__
-        record.message = self.message(error)
-        self.put(ticket)
+        self.put(self._once(action, resource, who, error, denied, arguments, details))
+
+    def announce(
+        self,
+        action: str,
+        resource: str,
+        who: Who = NOBODY,
+        /,
+        *,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record, once, something that will happen now. Raises AuditUnavailable if the log cannot take it and refuses
+        then; it must not happen in that case.
+
+        In strict mode, too, this waits for the disk only in a thread without an event loop: it would stop all tasks.
+        """
+        ticket = self._once(action, resource, who, None, False, NOTHING, details)
+        if not self.policy.strict or not self.is_open or _in_event_loop():
+            self.put(ticket, refusable=True)
+            return
+        on_disk: Future[None] = Future()
+        ticket.told = partial(_settle, on_disk)
+        self.put(ticket, refusable=True)
+        try:
+            on_disk.result(WAIT_SECONDS)
+        except TimeoutError:
+            late = self._late()
+            self.note(
+                action, resource, who, error=late, details=details
+            )  # it may be on the disk all the same
+            raise late from None
 
     def put(self, ticket: Ticket, *, refusable: bool = False) -> None:
         """Queue a record."""
@@ -348,6 +327,30 @@ class AuditLog:
 
     # --- inside --------------------------------------------------------------------------------------------
 
+    def _late(self) -> AuditUnavailable:
+        return AuditUnavailable(
+            f"not begun, because it could not be recorded: the audit log {self.path} did not take it in "
+            f"{WAIT_SECONDS:g} s"
+        )
+
+    def _once(
+        self,
+        action: str,
+        resource: str,
+        who: Who,
+        error: BaseException | None,
+        denied: bool,
+        arguments: Any,
+        details: Mapping[str, str] | None,
+    ) -> Ticket:
+        """The one record of what has no intent of its own."""
+        ticket = self._ticket("outcome", action, resource, who, arguments, details)
+        record = ticket.record
+        record.outcome, record.decision = ("failed", "denied") if denied else judged(error)
+        record.error = None if error is None else type(error).__name__
+        record.message = self.message(error)
+        return ticket
+
     def _ticket(
         self,
         phase: Phase,
@@ -373,7 +376,7 @@ class AuditLog:
             run=who.run,
             parent=who.parent,
             decision="allowed",
-            details=_texts(details),
+            details=texts(details),
         )
         hashed: bytes | None = None
         if arguments is not NOTHING:
@@ -406,23 +409,6 @@ class AuditLog:
             return True
 
 
-def judged(error: BaseException | None) -> tuple[Outcome, Decision]:
-    """The outcome and the decision that an error stands for."""
-    if error is None:
-        return "ok", "allowed"
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return "cancelled", "allowed"
-    if isinstance(error, Refused | RunLimitExceeded):
-        return "failed", "denied"
-    # Others that refuse (a provider of secrets, the boundary of files) say so in their names.
-    denied = any(kind.__name__.endswith("Denied") for kind in type(error).__mro__)
-    return "failed", "denied" if denied else "allowed"
-
-
-def _texts(details: Mapping[str, str] | None) -> dict[str, str] | None:
-    return None if details is None else {str(name): str(value) for name, value in details.items()}
-
-
 def _policy(on_failure: str | None, *, strict: bool) -> Literal["refuse", "warn"]:
     if on_failure is None:
         return "refuse" if strict else "warn"
@@ -439,13 +425,21 @@ def _tell_loop(
         pass  # the loop is closed, and whoever waited with it
 
 
-def _settle(on_disk: asyncio.Future[None], error: BaseException | None) -> None:
+def _settle(on_disk: asyncio.Future[None] | Future[None], error: BaseException | None) -> None:
     if on_disk.done():
         return
     if error is None:
         on_disk.set_result(None)
     else:
         on_disk.set_exception(error)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _version() -> str:

@@ -7,6 +7,7 @@ each checkpoint once it is on the disk, in order, and again until it has taken i
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import weakref
@@ -67,7 +68,8 @@ class FileAnchor:
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = b"\n" + line  # whoever wrote last was killed in the middle of a line
-            os.write(fd, line)
+            if os.write(fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(fd)
         finally:
             os.close(fd)
