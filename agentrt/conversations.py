@@ -65,7 +65,7 @@ class Conversations:
 
     `store`: keeps the documents; `name` ("default"): of the store, a part of what encrypted documents are bound to;
     `invoke` calls the store, which calls itself `target`. `encryption`: reads encrypted documents, and with `encrypt`
-    (false) writes them. `accept_clear` (true): documents that are not encrypted are read although `encrypt` is on.
+    (false) writes them. `accept_clear` (false): documents that are not encrypted are read although `encrypt` is on.
     `prepare`: awaited before the first use; it gives the `encryption`.
     """
 
@@ -78,7 +78,7 @@ class Conversations:
         name: str = "default",
         encryption: Encryption | None = None,
         encrypt: bool = False,
-        accept_clear: bool = True,
+        accept_clear: bool = False,
         prepare: Callable[[], Awaitable[Encryption | None]] | None = None,
     ) -> None:
         if encrypt and encryption is None and prepare is None:
@@ -205,8 +205,8 @@ class Conversations:
         if stored.document.startswith("{"):
             if self._encrypt and not self._accept_clear:
                 raise SessionUnreadable(
-                    f"the stored session {id!r} is not encrypted, which [state] accept_clear = false refuses: somebody "
-                    "else may have written it"
+                    f"the stored session {id!r} is not encrypted: it is older than [state] encrypt, or somebody else "
+                    "wrote it; [state] accept_clear = true reads such while you move to encryption"
                 )
             return stored.document
         encryption = self._encryption

@@ -14,14 +14,14 @@ class StateSection(Struct, frozen=True, kw_only=True):
     """[state]; its other keys are options of the store.
 
     `plugin` ("sqlite"): the store, a plugin of the group agentrt.state. `encrypt` (false): what is stored is encrypted
-    with the first of [encryption] keys. `accept_clear` (true): what was stored in clear before is still read then.
+    with the first of [encryption] keys. `accept_clear` (false): what was stored in clear before is still read then.
     `name` ("default"): what encrypted documents are bound to, besides their id, so that those of another store are
     refused; it must stay the same.
     """
 
     plugin: str = "sqlite"
     encrypt: bool = False
-    accept_clear: bool = True
+    accept_clear: bool = False
     name: str = "default"
 
     def __post_init__(self) -> None:

@@ -190,13 +190,15 @@ async def test_keys_rotate_and_a_lost_one_is_told() -> None:
     await assert_unreadable(Conversations(store, directly), "ada", r"is encrypted: set the keys")
 
 
-async def test_clear_rows_are_read_and_encrypted_when_they_are_saved_again() -> None:
+async def test_clear_rows_are_read_where_that_is_accepted_and_encrypted_when_they_are_saved_again() -> None:
     store = Kept()
     await Conversations(store, directly).save(full())
     assert TEXT in store.documents["ada"].document
-    strict = encrypted(store, RING, accept_clear=False)
-    await assert_unreadable(strict, "ada", r"is not encrypted, which \[state\] accept_clear = false refuses")
-    conversations = encrypted(store, RING)
+    strict = encrypted(store, RING)
+    await assert_unreadable(
+        strict, "ada", r"is not encrypted: it is older .* \[state\] accept_clear = true reads such"
+    )
+    conversations = encrypted(store, RING, accept_clear=True)
     session = await conversations.load("ada")
     await conversations.save(session)
     assert TEXT not in store.documents["ada"].document
@@ -308,7 +310,8 @@ async def test_after_the_migration_the_file_has_no_plaintext(
     async with runtime(config(path)) as rt, rt.conversations.open("ada") as session:
         await rt.run(Bot, TEXT * 500, session=session)
     assert b"ADA LIKES" in path.read_bytes()
-    async with runtime(config(path, "K1", encrypt=True)) as rt, rt.conversations.open("ada") as session:
+    moving = config(path, "K1", encrypt=True, accept_clear=True)
+    async with runtime(moving) as rt, rt.conversations.open("ada") as session:
         assert session.messages[0].content == TEXT * 500
     assert b"ADA LIKES" not in b"".join(entry.read_bytes() for entry in tmp_path.iterdir())
 
