@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agentrt_vault import AppRole, Jwt, Kubernetes, VaultSecrets
+from agentrt_vault.tls import Tls
 from servers.certificates import Certificate, make_certificate
 from servers.faulty import BlackHole, Refusing
 from servers.http_server import Answer, HttpServer
@@ -34,6 +37,8 @@ async def failure(vault: VaultSecrets) -> SecretError:
         await vault.get(ref("app/db"))
     await vault.aclose()
     assert TOKEN not in f"{raised.value} {raised.value!r} {vault!r}"
+    assert str(raised.value).startswith("secret://vault/app/db: ")
+    assert str(raised.value).count("secret://") == 1
     return raised.value
 
 
@@ -93,13 +98,86 @@ async def test_tls_needs_an_authority_that_we_trust(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("content", "why"), [(None, "No such file or directory"), ("no certificate", "")])
-async def test_a_ca_file_that_is_none_is_named(tmp_path: Path, content: str | None, why: str) -> None:
-    file = tmp_path / "ca.pem"
+async def test_a_server_may_want_to_see_a_certificate_of_ours(
+    guarded: SealedOpenBao, certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "client.key"
+    key.write_bytes(certificate.key)
+    both = tmp_path / "client.pem"
+    both.write_bytes(certificate.chain + certificate.key)
+    at = {"url": guarded.mutual_tls_url, "ca_file": str(certificate.ca)}
+    shown = {"client_cert_file": str(certificate.ca), "client_key_file": str(key)}
+    for files in (shown, {"client_cert_file": str(both)}):
+        async with opened(guarded, **at, **files) as vault:
+            assert data_of(await vault.get(ref("app/db"))) == {"value": "behind-the-seal"}
+    error = await failure(provider(**at))
+    assert isinstance(error, SecretUnavailable)
+    assert "`client_cert_file`" in str(error)
+    monkeypatch.setenv("BAO_CLIENT_CERT", str(certificate.ca))
+    monkeypatch.setenv("BAO_CLIENT_KEY", str(key))
+    async with opened(guarded, **at) as vault:
+        assert data_of(await vault.get(ref("app/db"))) == {"value": "behind-the-seal"}
+    # The key of the environment is not that of another certificate.
+    async with opened(guarded, **at, client_cert_file=str(both)) as vault:
+        assert data_of(await vault.get(ref("app/db"))) == {"value": "behind-the-seal"}
+    other = tmp_path / "other"
+    other.mkdir()
+    strange = make_certificate(other)
+    (other / "both.pem").write_bytes(strange.chain + strange.key)
+    error = await failure(provider(**at, client_cert_file=str(other / "both.pem")))
+    assert "`client_cert_file`" in str(error)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("option", ["ca_file", "client_cert_file"])
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file or directory"), ("none", "no certificate .*in PEM")]
+)
+async def test_a_certificate_that_is_none_is_a_mistake_that_is_told_at_once(
+    tmp_path: Path, option: str, content: str | None, why: str
+) -> None:
+    file = tmp_path / "some.pem"
     if content is not None:
         file.write_text(content)
-    error = await failure(provider("https://127.0.0.1:1", ca_file=str(file)))
-    assert str(error).startswith(f"ca_file {str(file)!r} cannot be used: {why}")
+    vault = provider("https://127.0.0.1:1", **{option: str(file)})
+    told = rf"^{option} of the secrets provider vault cannot be used: {file}: {why}"
+    with pytest.raises(ConfigError, match=told):
+        await vault.get(ref("app/db"))
+    await vault.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_key_with_a_password_asks_nobody_for_it(certificate: Certificate, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    private = serialization.load_pem_private_key(certificate.key, None)
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key = tmp_path / "locked.key"
+    key.write_bytes(private.private_bytes(*form, serialization.BestAvailableEncryption(b"pass")))
+    given = {"client_cert_file": str(certificate.ca), "client_key_file": str(key)}
+    vault = provider("https://127.0.0.1:1", **given)
+    with pytest.raises(ConfigError, match="no certificate with its key in PEM, without a password"):
+        await vault.get(ref("app/db"))
+    await vault.aclose()
+
+
+@pytest.mark.asyncio
+async def test_certificates_are_read_beside_the_event_loop_and_not_for_plain_http(
+    refusing: Refusing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    make = Tls.context
+
+    def noting(self: Tls, *, trust_env: bool) -> ssl.SSLContext:
+        threads.append(threading.current_thread())
+        return make(self, trust_env=trust_env)
+
+    monkeypatch.setattr(Tls, "context", noting)
+    await failure(provider(refusing.url))
+    assert threads == []
+    await failure(provider(refusing.url.replace("http:", "https:")))
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 @pytest.mark.asyncio
@@ -208,35 +286,37 @@ async def test_a_redirect_is_followed_once() -> None:
 
 
 @pytest.mark.asyncio
-async def test_no_token_goes_from_https_to_plain_http(
-    guarded: SealedOpenBao, certificate: Certificate, openbao: OpenBao
+async def test_no_token_goes_from_https_to_plain_http(certificate: Certificate, openbao: OpenBao) -> None:
+    answer = Answer(307, headers={"Location": f"{openbao.url}/v1/secret/data/app/db"})
+    with HttpServer(answer, tls=certificate.server_context()) as server:
+        error = await failure(provider(server.url, ca_file=str(certificate.ca)))
+    assert "which is not https: check `url`" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_where_plain_http_leads_to_https_the_certificate_counts(
+    guarded: SealedOpenBao, certificate: Certificate
 ) -> None:
-    import ssl
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from threading import Thread
+    """So a proxy on this machine may lead to a server that is not on it."""
+    answer = Answer(307, headers={"Location": f"{guarded.tls_url}/v1/secret/data/app/db"})
+    with HttpServer(answer) as server:
+        error = await failure(provider(server.url))
+        assert "a certificate that is not accepted" in str(error)
+        given = {"token": guarded.token, "ca_file": str(certificate.ca)}
+        vault = provider(server.url, **given)
+        server.answer(Answer(403, b"{}"), answer)
+        assert data_of(await vault.get(ref("app/db"))) == {"value": "behind-the-seal"}
+        await vault.aclose()
 
-    class Redirects(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(307)
-            self.send_header("Location", f"{openbao.url}/v1/secret/data/app/db")
-            self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Redirects)
-    server.socket = certificate.server_context().wrap_socket(server.socket, server_side=True)
-    assert isinstance(server.socket, ssl.SSLSocket)
-    thread = Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        url = f"https://127.0.0.1:{server.server_address[1]}"
-        error = await failure(provider(url, ca_file=str(certificate.ca)))
-        assert "which is not https: check `url`" in str(error)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "location", ["", "https://[half", "ftp://host/x", "https:///v1/x", "https://host:port/"]
+)
+async def test_a_redirect_to_what_is_no_address_is_unavailable(location: str) -> None:
+    with HttpServer(Answer(307, headers={"Location": location})) as server:
+        error = await failure(provider(server.url))
+    assert isinstance(error, SecretUnavailable)
 
 
 # --- options -------------------------------------------------------------------------------------------------------
@@ -245,7 +325,7 @@ async def test_no_token_goes_from_https_to_plain_http(
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for vendor in ("VAULT", "BAO"):
-        for name in ("ADDR", "TOKEN", "NAMESPACE", "CACERT"):
+        for name in ("ADDR", "TOKEN", "NAMESPACE", "CACERT", "CLIENT_CERT", "CLIENT_KEY"):
             monkeypatch.delenv(f"{vendor}_{name}", raising=False)
 
 
@@ -266,6 +346,8 @@ URL = "http://127.0.0.1:8200"
         ({"url": URL, "token": TOKEN, "mounts": ["a/"]}, "mounts must be a mount's path"),
         ({"url": URL, "token": TOKEN, "mounts": "kv"}, "mounts must be a list of mounts"),
         ({"url": URL, "token": TOKEN, "dynamic": ["secret"]}, "share ['secret']: a mount has one engine"),
+        ({"url": URL, "token": TOKEN, "client_cert_file": " "}, "client_cert_file must be a name"),
+        ({"url": URL, "token": TOKEN, "client_key_file": "k"}, "client_key_file needs a client_cert_file"),
         ({"url": URL, "token": TOKEN, "kv_version": 3}, "kv_version must be 1, 2 or left out, not 3"),
         ({"url": URL, "token": TOKEN, "timeout": 0}, "timeout must be a number of seconds more than 0"),
         ({"url": URL, "token": TOKEN, "namespace": ""}, "namespace must be a name"),

@@ -93,11 +93,12 @@ class OpenBao(Program):
 class SealedOpenBao(OpenBao):
     """A server with a storage of its own, which forgets nothing when it is sealed; initialised, unsealed, no mounts.
 
-    `tls`: files of a certificate and its key; then it listens at `tls_url` as well.
+    `tls`: files of a certificate and its key; then it listens at `tls_url` as well, and at `mutual_tls_url` for those
+    who show a certificate that is signed by that one.
     """
 
     name = "openbao-sealed"
-    ports_needed = 2
+    ports_needed = 3
 
     def __init__(self, *, tls: tuple[Path, Path] | None = None) -> None:
         super().__init__()
@@ -108,12 +109,18 @@ class SealedOpenBao(OpenBao):
     def tls_url(self) -> str:
         return f"https://127.0.0.1:{self.ports[1]}"
 
+    @property
+    def mutual_tls_url(self) -> str:
+        return f"https://127.0.0.1:{self.ports[2]}"
+
     def argv(self, folder: Path) -> Sequence[str | Path]:
         listeners: list[Any] = [{"tcp": {"address": self.address, "tls_disable": True}}]
         if self._tls is not None:
             certificate, key = map(str, self._tls)
-            address = f"127.0.0.1:{self.ports[1]}"
-            listeners.append({"tcp": {"address": address, "tls_cert_file": certificate, "tls_key_file": key}})
+            files = {"tls_cert_file": certificate, "tls_key_file": key}
+            listeners.append({"tcp": {"address": f"127.0.0.1:{self.ports[1]}", **files}})
+            files |= {"tls_client_ca_file": certificate, "tls_require_and_verify_client_cert": True}
+            listeners.append({"tcp": {"address": f"127.0.0.1:{self.ports[2]}", **files}})
         config = folder / "config.json"
         config.write_text(json.dumps({"storage": {"inmem": {}}, "listener": listeners}))
         return [find_wheel("openbao", _PROGRAM), "server", f"-config={config}"]

@@ -273,12 +273,16 @@ async def _resolved(name: str, value: str, host: Host | None) -> str:
 
 async def _read(name: str, file: str) -> str:
     try:
-        return (await asyncio.to_thread(_text_of, file)).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        # Not chained: a decoder's words quote what it read.
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise SecretDenied(f"{name}: {file} cannot be read: {why}") from None
+        found = await asyncio.to_thread(_text_of, file)
+    except OSError as error:
+        raise SecretDenied(f"{name}: {file} cannot be read: {error.strerror}") from error
+    if found is None:
+        raise SecretDenied(f"{name}: {file} cannot be read: it is not text")
+    return found.strip()
 
 
-def _text_of(file: str) -> str:
-    return Path(file).expanduser().read_text("utf-8")
+def _text_of(file: str) -> str | None:
+    try:
+        return Path(file).expanduser().read_text("utf-8")
+    except UnicodeDecodeError:
+        return None  # the error would hold what was read, and hang on ours

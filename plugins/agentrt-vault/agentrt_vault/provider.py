@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from agentrt.telemetry.http import check_url
 from agentrt_vault.auth import AppRole, AppRoleLogin, GivenToken, Jwt, JwtLogin, Kubernetes, Method, Token
 from agentrt_vault.places import Credentials, Kv, Places
 from agentrt_vault.session import ROUNDING, Session
+from agentrt_vault.tls import Tls
 from agentrt_vault.wire import Answer, Vault
 
 __all__ = ["VaultSecrets"]
@@ -49,8 +51,9 @@ class VaultSecrets:
     kv mount that names are read from; `mounts`: more of them, which a name then begins with. `kv_version`: 1 or 2 for
     all of these; by default each mount is asked. `dynamic` (["database"]): mounts of engines that make credentials.
     One of `token` (VAULT_TOKEN, BAO_TOKEN; or a reference), `token_file`, `approle`, `jwt`, `kubernetes`: by what we
-    log in. `ca_file` (VAULT_CACERT, BAO_CACERT): authorities to trust. `timeout` (10.0): seconds for each step on the
-    wire.
+    log in. `ca_file` (VAULT_CACERT, BAO_CACERT): authorities to trust. `client_cert_file`, `client_key_file`
+    (VAULT_CLIENT_CERT, VAULT_CLIENT_KEY and BAO_...): what we show to a server that wants it. `timeout` (10.0): seconds
+    for each step on the wire.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class VaultSecrets:
         jwt: Jwt | None = None,
         kubernetes: Kubernetes | None = None,
         ca_file: str | None = None,
+        client_cert_file: str | None = None,
+        client_key_file: str | None = None,
         timeout: float = 10.0,
     ) -> None:
         if kv_version not in (None, 1, 2):
@@ -79,7 +84,7 @@ class VaultSecrets:
         self._vault = Vault(
             _url(url),
             namespace=_namespace(namespace),
-            ca_file=_given("ca_file", ca_file, "CACERT"),
+            tls=_tls(ca_file, client_cert_file, client_key_file),
             timeout=options.seconds("timeout", timeout),
         )
         self._session = Session(self._vault, _method(token, token_file, approle, jwt, kubernetes))
@@ -88,8 +93,10 @@ class VaultSecrets:
         return f"VaultSecrets({self._vault.host!r})"
 
     async def open(self, host: Host) -> None:
-        """Take `host`, which resolves references among the options. The login is made when something is read."""
+        """Take `host`, which resolves references among the options, and load the client, in a thread. The login is made
+        when something is read."""
         self._session.host = host
+        await asyncio.to_thread(importlib.import_module, "httpx2")
 
     async def aclose(self) -> None:
         """Revoke the tokens of our logins, and close all connections."""
@@ -342,6 +349,17 @@ def _url(url: str | None) -> str:
     if given is None:
         raise ConfigError("url is missing: where is Vault? Give it, or set VAULT_ADDR or BAO_ADDR")
     return check_url("url" if url is not None else "VAULT_ADDR or BAO_ADDR", given).removesuffix("/v1")
+
+
+def _tls(ca_file: str | None, client_cert_file: str | None, client_key_file: str | None) -> Tls:
+    cert = _given("client_cert_file", client_cert_file, "CLIENT_CERT")
+    # A key of the environment belongs to the certificate of the environment.
+    key = (
+        _given("client_key_file", client_key_file, "CLIENT_KEY")
+        if client_cert_file is None
+        else client_key_file
+    )
+    return Tls(ca_file=_given("ca_file", ca_file, "CACERT"), client_cert_file=cert, client_key_file=key)
 
 
 def _method(

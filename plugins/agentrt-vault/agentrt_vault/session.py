@@ -15,7 +15,7 @@ from agentrt.plugins import Host
 from agentrt.secrets import SecretDenied, SecretError, SecretRef, SecretThrottled, SecretUnavailable
 from agentrt.secrets.protocol import is_reference
 from agentrt_vault.auth import Method, Token
-from agentrt_vault.wire import Answer, Vault
+from agentrt_vault.wire import Answer, Vault, told_of
 
 __all__ = ["ROUNDING", "Session"]
 
@@ -55,7 +55,7 @@ class Session:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Answer:
-        """The answer to a request; `what` begins the message if it is denied.
+        """The answer to a request; `what` begins the message of every error.
 
         An expired token is answered with 403 as a denial is. Therefore on 403 the token is looked up, and if the server
         does not know it, there is one login and one more request. Raises SecretDenied.
@@ -74,11 +74,14 @@ class Session:
         """The same with the token that was used: what was given for it ends with it."""
         if id(self) in _LOGGING_IN.get():
             raise self._circular(what)
-        token = await self._valid()
-        answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
-        if answer.status == 403 and await self._replace(token):
+        try:
             token = await self._valid()
             answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
+            if answer.status == 403 and await self._replace(token):
+                token = await self._valid()
+                answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
+        except SecretError as error:
+            raise told_of(what, error) from error
         if answer.status == 403:
             raise SecretDenied(
                 f"{what}: vault at {self._vault.host} denies {method} {path} ({answer.said or 'HTTP 403'}): a policy "

@@ -14,18 +14,23 @@ import msgspec
 from msgspec import Raw, Struct
 
 from agentrt.retry_after import retry_after
-from agentrt.secrets import SecretInvalid, SecretThrottled, SecretUnavailable
+from agentrt.secrets import SecretError, SecretInvalid, SecretThrottled, SecretUnavailable
+from agentrt_vault.tls import Tls
 
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["Answer", "Auth", "Vault"]
+__all__ = ["Answer", "Auth", "Vault", "told_of"]
 
 MESSAGE_LIMIT = 300
 """Characters of the server's own words that a message keeps."""
 
 SENSITIVE = ("jwt", "secret_id", "token")
 """Fields of our requests that no message may repeat."""
+
+
+OURS = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNKNOWN_CA", "CERTIFICATE_UNKNOWN", "CERTIFICATE_EXPIRED")
+"""Alerts by which a server refuses the certificate that we show, or that we show none."""
 
 
 class Auth(Struct):
@@ -85,17 +90,16 @@ class Vault:
     """A server and the connections to it, which belong to the event loop of the first request; on another loop a new
     pool is made.
 
-    `url`: without /v1. `namespace`: sent with each request. `ca_file`: the authorities to trust in place of the
-    system's. `timeout`: seconds for each step on the wire.
+    `url`: without /v1. `namespace`: sent with each request. `timeout`: seconds for each step on the wire.
     """
 
-    def __init__(self, url: str, *, namespace: str | None, ca_file: str | None, timeout: float) -> None:
+    def __init__(self, url: str, *, namespace: str | None, tls: Tls, timeout: float) -> None:
         self.url = url
         self.host = _host_of(url)
         self.timeout = timeout
         self._namespace = namespace
-        self._ca_file = ca_file
-        self._client: httpx2.AsyncClient | None = None
+        self._tls = tls
+        self._clients: dict[tuple[bool, bool], httpx2.AsyncClient] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ask(
@@ -119,20 +123,17 @@ class Vault:
         url = f"{self.url}/v1/{_quoted(path)}"
         response = await self._send(method, url, headers, body, query)
         if response.status_code in (307, 308):
-            active = urljoin(url, response.headers.get("location", ""))
-            if not self._may_follow(active):
-                raise SecretUnavailable(
-                    f"vault at {self.host} redirects to {_host_of(active)}, which is not https: check `url`"
-                )
+            active = self._active(url, response.headers.get("location", ""))
             response = await self._send(method, active, headers, body, None)
         hidden = [str(body[name]) for name in SENSITIVE if body and body.get(name)]
         return self._answer(response, [*hidden, *([token] if token else [])])
 
     async def aclose(self) -> None:
         """Close all connections."""
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
-            await client.aclose()
+        clients, self._clients = self._clients, {}
+        if self._loop is asyncio.get_running_loop():
+            for client in clients.values():
+                await client.aclose()
 
     async def _send(
         self,
@@ -144,46 +145,46 @@ class Vault:
     ) -> httpx2.Response:
         import httpx2
 
-        client = self._client_here()
+        client = await self._client_for(url)
         content = None if body is None else msgspec.json.encode(body)
         try:
             return await client.request(method, url, headers=headers, content=content, params=query)
         except httpx2.TimeoutException as error:
             raise SecretUnavailable(f"vault at {self.host}: no answer within {self.timeout:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, ssl.SSLError) as error:
-            raise SecretUnavailable(f"vault at {self.host} {_unreachable(error)}") from error
+            # A server that misses our certificate says so after the handshake, or just closes.
+            asked = isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError)
+            hint = ", and `client_cert_file` if it wants a certificate" * (asked and url.startswith("https:"))
+            raise SecretUnavailable(f"vault at {self.host} {_unreachable(error)}{hint}") from error
 
-    def _client_here(self) -> httpx2.AsyncClient:
-        import httpx2
-
+    async def _client_for(self, url: str) -> httpx2.AsyncClient:
+        # A proxy of the environment is not meant for servers on this machine. Of each kind one client: what is
+        # reached over plain HTTP may lead to a server whose certificate counts.
+        secure, local = kind = url.startswith("https:"), _is_loopback(url)
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._client = httpx2.AsyncClient(
-                verify=self._trust(),
-                timeout=self.timeout,
-                # A proxy of the environment is not meant for servers on this machine.
-                trust_env=not _is_loopback(self.url),
-            )
-            self._loop = loop
-        return self._client
+        if self._loop is not loop:
+            self._clients, self._loop = {}, loop
+        if kind not in self._clients:
+            verify = await asyncio.to_thread(self._tls.context, trust_env=not local) if secure else False
+            import httpx2
 
-    def _trust(self) -> ssl.SSLContext | bool:
-        if not self.url.startswith("https:"):
-            return False  # nothing looks at certificates, and loading them takes a tenth of a second
-        if self._ca_file is None:
-            return True
-        try:
-            return ssl.create_default_context(cafile=self._ca_file)
-        except OSError as error:
-            # SSLError is one: a file that holds no certificate.
+            if kind not in self._clients:  # else another request was quicker
+                self._clients[kind] = httpx2.AsyncClient(
+                    verify=verify, timeout=self.timeout, trust_env=not local
+                )
+        return self._clients[kind]
+
+    def _active(self, url: str, location: str) -> str:
+        """Where a standby server, asked for `url`, says that the active one is. The token goes there: never from https
+        to plain http."""
+        active = _led(url, location)
+        if active is None:
+            raise SecretUnavailable(f"vault at {self.host} redirects to what is no address: check `url`")
+        if active.startswith("http:") and not self.url.startswith("http:"):
             raise SecretUnavailable(
-                f"ca_file {self._ca_file!r} cannot be used: {error.strerror or error}"
-            ) from error
-
-    def _may_follow(self, url: str) -> bool:
-        """The token goes where `url` leads: never from https to plain http."""
-        scheme = urlsplit(url).scheme
-        return scheme == "https" or (scheme == "http" and self.url.startswith("http:"))
+                f"vault at {self.host} redirects to {_host_of(active)}, which is not https: check `url`"
+            )
+        return active
 
     def _answer(self, response: httpx2.Response, hidden: Sequence[str]) -> Answer:
         status = response.status_code
@@ -206,6 +207,25 @@ class Vault:
         return Answer(status, body, said)
 
 
+def told_of(what: str, error: SecretError) -> SecretError:
+    """`error` for somebody who wanted `what`, with which its message then begins. A failed login is one error for all
+    who waited for it, and stays as it is."""
+    message = f"{what}: {error}"
+    if isinstance(error, SecretThrottled | SecretUnavailable):
+        return type(error)(message, retry_after=error.retry_after)
+    return type(error)(message)
+
+
+def _led(url: str, location: str) -> str | None:
+    """The address that `location` is, seen from `url`."""
+    try:
+        active = urljoin(url, location)
+        parts = urlsplit(active)
+    except ValueError:
+        return None
+    return active if parts.hostname and parts.scheme in ("https", "http") else None
+
+
 def _quoted(path: str) -> str:
     """`path` with each segment quoted. Raises SecretInvalid for what could leave the place that is meant."""
     segments = path.split("/")
@@ -221,6 +241,8 @@ def _unreachable(error: Exception) -> str:
         if isinstance(cause, ssl.SSLCertVerificationError):
             why = cause.verify_message or "it cannot be verified"
             return f"showed a certificate that is not accepted ({why}): if its authority is your own, set `ca_file`"
+        if isinstance(cause, ssl.SSLError) and any(word in (cause.reason or "") for word in OURS):
+            return f"does not accept us in TLS ({cause.reason}): it wants a certificate: check `client_cert_file`"
         if isinstance(cause, ssl.SSLError):
             return f"failed in TLS ({cause.reason or 'no reason'}): does `url` need http:// instead?"
     said = str(error).rstrip(".") or type(error).__name__
