@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentrt.call import RUN, Call
+from agentrt.errors import Refused
 from agentrt.plugins import Host, close_plugin, open_plugin
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Auditing:
         self._sinks = sinks
         self._opened: list[Any] = []
         self._strict = log.policy.strict
+        self._needs_keys = True
         settings = config.settings()
         log.note(
             "config.loaded",
@@ -75,16 +77,28 @@ class Auditing:
 
     # --- opening and closing -------------------------------------------------------------------------------
 
+    def for_command(self, *, needs_keys: bool = True) -> None:
+        """Record in the log of the commands, which stands beside that of a service, which may be running.
+
+        `needs_keys`: a command that finds out what is wrong with keys records without them, if need be. A later one
+        that has them signs that, too.
+        """
+        self.log.for_command()
+        self.stage.path = str(self.log.path)
+        self._needs_keys = needs_keys
+
     async def open(self) -> None:
         """Open the log and what it feeds; what was recorded before is written now. Once; later calls do nothing."""
         if self.log.is_open:
             return
         try:
             await self.log.open(self._host.secret, prepare=self._open_sinks)
-        except BaseException:
+        except BaseException as error:
             if not self.log.is_open:  # it is, if only the waiting for it was cancelled
                 await self._close_sinks()
-            raise
+            if self._needs_keys or not isinstance(error, Exception) or isinstance(error, Refused):
+                raise
+            await self.log.open(bare=True)
 
     async def _open_sinks(self) -> None:
         for name, sink in self._sinks:

@@ -19,7 +19,7 @@ from agentrt.cli.target import load_target
 from agentrt.cli.terminal import Style, Terminal
 from agentrt.config import Config
 from agentrt.conversations import encryption_of
-from agentrt.errors import AgentrtError
+from agentrt.errors import AgentrtError, Refused
 from agentrt.hosting import Hosted, host
 from agentrt.memory.sqlite import SqliteMemory
 from agentrt.plugins import list_plugins
@@ -157,9 +157,9 @@ def _check_project(project: Project, findings: Findings) -> None:
         findings.step("model", config.model(prefix).make)
     findings.step("memory", lambda: config.make(SqliteMemory, "memory"))
     findings.step("state", config.state_store().make)
-    # Without the audit log: to look at a configuration writes nothing into what a running service may be writing.
-    silent = Project(project.target, config.without("audit"), project.factory)
-    runtime = findings.step("runtime", lambda: make_runtime(silent))
+    runtime = findings.step("runtime", lambda: make_runtime(project))
+    if runtime is not None and runtime.audit is not None:
+        runtime.audit.for_command(needs_keys=False)
     hosted = findings.step("agent", lambda: host(project.target.value, factory=project.factory))
     if hosted is None or runtime is None:
         return
@@ -201,7 +201,10 @@ async def _check_agent(runtime: Runtime, hosted: Hosted, config: Config, finding
                 others = [target for target in called_targets(pipeline) if target not in models]
                 await _check_models(runtime, others, findings)
     finally:
-        await runtime.aclose()
+        try:
+            await runtime.aclose()
+        except Refused as error:  # of the audit log, which is to be warned of only
+            findings.warning("audit", str(error))
 
 
 def _check_declarations(runtime: Runtime, agent: Agent, findings: Findings) -> bool:
@@ -213,7 +216,7 @@ def _check_declarations(runtime: Runtime, agent: Agent, findings: Findings) -> b
 
 
 async def _check_keys(runtime: Runtime, config: Config, findings: Findings) -> None:
-    """The keys of [encryption], and those and the sinks of [audit]. The log itself is not opened."""
+    """The keys of [encryption] and [audit]."""
 
     async def value(reference: str) -> str:
         return (await runtime.secrets.get(reference)).reveal()
@@ -230,8 +233,6 @@ async def _check_keys(runtime: Runtime, config: Config, findings: Findings) -> N
     from agentrt.security.audit.key_sources import keys_of
 
     try:
-        for table in config.audit_sinks():
-            table.make()
         keys = await keys_of(config.audit.key, config.audit.signing_key, value)
     except Exception as error:
         findings.failed("audit", error)

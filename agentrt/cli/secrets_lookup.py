@@ -18,7 +18,7 @@ from agentrt.cli.project import configuration_options, read_config
 from agentrt.cli.report import AGENT_ERROR, OK
 from agentrt.cli.terminal import Style, Terminal
 from agentrt.config import Config, Setting
-from agentrt.errors import AgentrtError, ConfigError, PluginError
+from agentrt.errors import AgentrtError, ConfigError, PluginError, Refused
 from agentrt.runtime import Runtime
 from agentrt.secrets.protocol import (
     MASK,
@@ -118,7 +118,7 @@ def check(terminal: Terminal, /, as_json: bool, **configuration: Any) -> int:
     Exit code 0 if all of them lead to a secret, 1 if one does not.
     """
     config = read_config(terminal, **configuration)
-    found = asyncio.run(_check(config))
+    found = asyncio.run(_check(config, terminal))
     failed = sum(one.state != "ok" for one in found)
     if as_json:
         terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
@@ -134,24 +134,39 @@ def check(terminal: Terminal, /, as_json: bool, **configuration: Any) -> int:
 # --- looking up ------------------------------------------------------------------------------------------
 
 
+def _runtime(config: Config, *, needs_keys: bool = True) -> Runtime:
+    """A runtime for a command: what it reads stands in the log of the commands, as a service may write the other."""
+    runtime = Runtime(config)
+    if runtime.audit is not None:
+        runtime.audit.for_command(needs_keys=needs_keys)
+    return runtime
+
+
 async def _value(config: Config, reference: str, *, reveal: bool) -> str:
-    async with Runtime(config) as runtime:
+    async with _runtime(config) as runtime:
         secret = await runtime.secrets.get(reference)
         return secret.reveal() if reveal else MASK
 
 
 async def _names(config: Config, provider: str, prefix: str) -> list[str]:
-    async with Runtime(config) as runtime:
+    async with _runtime(config) as runtime:
         return await runtime.secrets.list(provider, prefix)
 
 
-async def _check(config: Config) -> list[Resolved]:
+async def _check(config: Config, terminal: Terminal) -> list[Resolved]:
     references = config.references()
+    found: list[Resolved] = []
     if not references:
-        return []
-    # Without the audit log, whose own keys may be what is missing, and which a running service may be writing.
-    async with Runtime(config.without("audit")) as runtime:
-        return await asyncio.gather(*(_resolved(runtime, setting) for setting in references))
+        return found
+    try:
+        # The keys of the audit log may be among what is missing.
+        async with _runtime(config, needs_keys=False) as runtime:
+            found = await asyncio.gather(*(_resolved(runtime, setting) for setting in references))
+    except Refused as error:  # of the audit log
+        if not found:
+            raise
+        terminal.warning(str(error))  # on_failure = "warn": the result stands
+    return found
 
 
 async def _resolved(runtime: Runtime, setting: Setting) -> Resolved:

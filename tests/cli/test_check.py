@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agentrt import plugins
+from agentrt.security.audit.checkpoints import PublicKey
+from agentrt.security.audit.verify import verify
 from agentrt.security.keys import new_key
 from tests.cli.conftest import Command
 
@@ -88,7 +91,7 @@ signing_key = "./audit.key"
 """
 
 
-def test_the_keys_of_encryption_and_audit_are_looked_at_and_no_log_is_written(
+def test_the_keys_of_encryption_and_audit_are_looked_at_and_that_is_recorded(
     project: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "agentrt.toml").write_text(KEYS)
@@ -104,16 +107,24 @@ def test_the_keys_of_encryption_and_audit_are_looked_at_and_no_log_is_written(
     assert audit == ("audit", "secret://env/AUDIT_KEY: the environment variable AUDIT_KEY is not set")
 
     (project / "audit.key").write_text("07" * 32)
+    (project / "audit.pub").write_text(
+        Ed25519PrivateKey.from_private_bytes(b"\7" * 32).public_key().public_bytes_raw().hex()
+    )
     monkeypatch.setenv("KEY_2", new_key(id="2026"))
     monkeypatch.setenv("AUDIT_KEY", "a" * 32)
     ended = command("check", "agents:OpenBot")
     assert ended.code == 0
     assert ("ok", "encryption", "with the key 2026") in lines(ended.out)
     assert ("ok", "audit", "to audit.jsonl, with signed checkpoints") in lines(ended.out)
-    assert not (project / "audit.jsonl").exists()
+    assert not (project / "audit.jsonl").exists(), "a service may be writing it"
+    read = reads(project / "audit-commands.jsonl")
+    assert read.count(("secret://env/MY_KEY", "ok")) == 2, "without the log's own keys as well as with them"
+    assert read.count(("secret://env/AUDIT_KEY", "failed")) == 1
+    key = PublicKey((project / "audit.pub").read_text(), name="key")
+    assert verify(project / "audit-commands.jsonl", public_key=key).ok
 
 
-def test_secrets_check_neither_needs_the_audit_log_nor_writes_it(
+def test_secrets_check_needs_no_keys_of_the_audit_log_to_write_it(
     project: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "agentrt.toml").write_text(KEYS)
@@ -124,6 +135,36 @@ def test_secrets_check_neither_needs_the_audit_log_nor_writes_it(
     assert "ok       secret://env/MY_KEY     env  models.openai.api_key (agentrt.toml:3)\n" in ended.out
     assert "missing  secret://env/AUDIT_KEY  env  audit.key (agentrt.toml:9)\n" in ended.out
     assert not (project / "audit.jsonl").exists()
+    read = reads(project / "audit-commands.jsonl")
+    assert ("secret://env/MY_KEY", "ok") in read
+    assert ("secret://env/AUDIT_KEY", "failed") in read
+
+
+@pytest.mark.parametrize("words", [("check", "agents:OpenBot"), ("secrets", "check")])
+def test_a_log_that_cannot_be_written_is_warned_of_or_keeps_from_looking(
+    project: Path, command: Command, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    (project / "agentrt.toml").write_text(
+        "[models.openai]\napi_key = 'secret://env/MY_KEY'\n[audit]\npath = 'file/a.jsonl'\n"
+    )
+    (project / "file").write_text("")
+    monkeypatch.setenv("MY_KEY", "x")
+    warned = command(*words)
+    assert warned.code == 0
+    assert "a part of the path is a file" in warned.out + warned.err
+    refused = command(*words, "--set", "audit.strict=true")
+    assert refused.code != 0
+    assert "a part of the path is a file" in refused.out + refused.err
+
+
+def reads(log: Path) -> list[tuple[str, str]]:
+    """The reads of secrets that have ended, in a log."""
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    return [
+        (item["resource"], item["outcome"])
+        for item in found
+        if item.get("action") == "secret.read" and item["phase"] == "outcome"
+    ]
 
 
 def test_sinks_of_the_audit_log_are_made(project: Path, command: Command) -> None:

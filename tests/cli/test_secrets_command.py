@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from agentrt.secrets import text_file
+from agentrt.security.audit.log_file import LogFile
+from agentrt.security.audit.verify import verify
 from tests.cli.commands import environment
 from tests.cli.conftest import Command
 from tests.cli.screen import Screen
@@ -43,7 +46,7 @@ def files(project: Path) -> Path:
 
 
 def test_get_says_that_a_secret_is_there_and_shows_a_mask(files: Path, command: Command) -> None:
-    for reference in ("token", "secret://token", "secret://file/db#password"):
+    for reference in ("token", "secret://token", "secret://file/db"):
         ended = command("secrets", "get", reference)
         assert (ended.code, ended.out) == (0, "**********\n")
         assert ended.err == f"{reference} is there; --reveal shows its value on a terminal\n"
@@ -83,6 +86,33 @@ def test_list_prints_references(files: Path, command: Command) -> None:
     ended = command("secrets", "list", "--provider", "file", "--prefix", "x")
     assert (ended.code, ended.out) == (0, "")
     assert ended.err == "the provider file has no secrets that begin with 'x'\n"
+
+
+@pytest.fixture
+def service(project: Path) -> Generator[Path]:
+    """An audit log that another process is writing."""
+    log = LogFile(project / "audit.jsonl", rotation=None)
+    log.open()
+    yield log.path
+    log.close()
+
+
+@pytest.mark.parametrize("path", ["audit.jsonl", "audit-{pid}.jsonl"])
+def test_what_is_read_beside_a_service_stands_in_a_log_of_the_commands(
+    files: Path, command: Command, service: Path, path: str
+) -> None:
+    (files.parent / "agentrt.toml").write_text(CONFIG + f"[audit]\npath = '{path}'\nstrict = true\n")
+    assert command("secrets", "get", "token").code == 0
+    assert command("secrets", "list").code == 0
+    assert command("secrets", "check").code == 1
+    [log] = files.parent.glob("audit-*.jsonl")
+    assert (log.name == "audit-commands.jsonl") is (path == "audit.jsonl")
+    report = verify(log)
+    assert (report.ok, report.closed) == (True, True)
+    read = [json.loads(line).get("resource") for line in log.read_text().splitlines()]
+    for reference in ("secret://file/token", "secret://env/AGENTRT_TEST_NONE", "secret://file/db"):
+        assert reference in read
+    assert service.read_text() == ""
 
 
 def test_check_shows_the_state_of_every_reference(files: Path, command: Command) -> None:

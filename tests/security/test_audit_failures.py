@@ -22,6 +22,7 @@ from agentrt import Runtime
 from agentrt.config import Config
 from agentrt.errors import ConfigError
 from agentrt.security.audit import AuditLog, AuditUnavailable
+from agentrt.security.audit import log as log_module
 from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.segments import segments
 from security.audits import KEY, checked, items, lines, records, room, until, written
@@ -371,6 +372,31 @@ async def test_a_second_writer_is_refused_by_name(tmp_path: Path, monkeypatch: p
     assert checked(path, None).ok
     async with AuditLog(path):
         pass  # the lock was given back
+
+
+@pytest.mark.asyncio
+async def test_a_command_waits_for_another_and_not_for_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "LOCK_SECONDS", 0.0)
+    path, beside = tmp_path / "audit.jsonl", tmp_path / "audit-commands.jsonl"
+    service, other = LogFile(path, rotation=None), LogFile(beside, rotation=None)
+    service.open()
+    other.open()
+    with pytest.raises(AuditUnavailable, match="is written by another process"):
+        await AuditLog(path).open()
+    log = AuditLog(path)
+    log.note("x", "before it is opened")
+    log.for_command()
+    opening = asyncio.ensure_future(log.open())
+    await asyncio.sleep(0.1)
+    assert not opening.done()
+    other.close()
+    await opening
+    await log.aclose()
+    service.close()
+    assert [item["resource"] for item in records(beside)] == ["before it is opened"]
+    assert path.read_bytes() == b""
 
 
 @pytest.mark.asyncio

@@ -22,10 +22,10 @@ from agentrt.errors import ConfigError, Refused
 from agentrt.security.audit.acting import behind
 from agentrt.security.audit.errors import AuditUnavailable
 from agentrt.security.audit.key_sources import keys_of
-from agentrt.security.audit.log_file import LogFile
+from agentrt.security.audit.log_file import LOCK_SECONDS, LogFile
 from agentrt.security.audit.operation import Operation, judged, texts
 from agentrt.security.audit.record import NOBODY, NOTHING, Phase, Record, Who, as_json, now
-from agentrt.security.audit.segments import expanded
+from agentrt.security.audit.segments import expanded, of_commands
 from agentrt.security.audit.sinks import Sinks
 from agentrt.security.audit.tickets import Keys, Policy, Statistics, Ticket
 from agentrt.security.audit.writer import Writer
@@ -42,6 +42,9 @@ REDACTED = 4096
 """Bytes of redacted arguments that are kept."""
 LARGE = 4096
 """Bytes of arguments that are hashed at once, rather than kept until the record is written."""
+
+COMMAND_SECONDS = 10.0
+"""So long a command waits for another one."""
 
 WAIT_SECONDS = 10.0
 """So long a disk that hangs is waited for; then the operation is refused."""
@@ -95,11 +98,12 @@ class AuditLog:
         )
         self.rotation = None if rotation is None else options.count("rotation", rotation, minimum=1000)
         self._path = os.fspath(path)
+        self._patience = LOCK_SECONDS
         self._key, self._signing_key = key, signing_key
         self._redactor = Redactor() if redactor is None else redactor
         self._sinks = Sinks(sinks)
         self._writer = Writer(
-            lambda: LogFile(expanded(self._path), rotation=self.rotation),
+            self._file,
             self.policy,
             version=_version(),
             redact=self._redactor.text,
@@ -136,17 +140,23 @@ class AuditLog:
         """Whether records go to the file; before, they are kept, as many as `queue` says."""
         return self._writer.is_running
 
+    def for_command(self) -> None:
+        """Be the log of the commands, which stands beside, before it is opened. They write it one after the other."""
+        self._path, self._patience = of_commands(self._path), COMMAND_SECONDS
+        self._writer.file = self._file()
+
     async def open(
         self,
         secret: Callable[[str], Awaitable[str]] | None = None,
         *,
         prepare: Callable[[], Awaitable[object]] | None = None,
+        bare: bool = False,
     ) -> None:
         """Read the keys, lock the file and begin to write; of several calls one does it.
 
-        `secret(reference)`: resolves `secret://` references. `prepare`: awaited before. Raises ConfigError
-        for a key that is none, AuditUnavailable if another process writes the log or, unless failures are only warned
-        of, if it cannot be written.
+        `secret(reference)`: resolves `secret://` references. `prepare`: awaited before. `bare`: without the keys and
+        sinks that it has otherwise. Raises ConfigError for a key that is none, AuditUnavailable if another process
+        writes the log or, unless failures are only warned of, if it cannot be written.
         """
         if _OPENING.get() or self.is_open or self._closed:
             return
@@ -161,13 +171,15 @@ class AuditLog:
                 return
             token = _OPENING.set(True)
             try:
-                keys = await keys_of(self._key, self._signing_key, secret)
+                key, signing_key = (None, None) if bare else (self._key, self._signing_key)
+                keys = await keys_of(key, signing_key, secret)
                 if prepare is not None:
                     await prepare()
             finally:
                 _OPENING.reset(token)
             self._keys = keys
-            self._sinks.open()
+            if not bare:
+                self._sinks.open()
             starting = asyncio.ensure_future(asyncio.to_thread(self._writer.start, keys))
             try:
                 await asyncio.shield(starting)
@@ -326,6 +338,9 @@ class AuditLog:
         return self._redactor.text(str(error))[:MESSAGE] or None
 
     # --- inside --------------------------------------------------------------------------------------------
+
+    def _file(self) -> LogFile:
+        return LogFile(expanded(self._path), rotation=self.rotation, patience=self._patience)
 
     def _late(self) -> AuditUnavailable:
         return AuditUnavailable(

@@ -63,14 +63,16 @@ class _Found(Struct, eq=False):
 
 class LogFile:
     """`path`: of the file that is written. `rotation` (bytes, None: never): the size at which another is begun.
+    `patience` (s): so long another process that writes it is waited for.
 
     After `open`: `chain`: where the log stands; `log`: its id; `checkpoint`: its last one; `torn`: what a process that
     was killed had left of a line, to be recorded.
     """
 
-    def __init__(self, path: Path, *, rotation: int | None) -> None:
+    def __init__(self, path: Path, *, rotation: int | None, patience: float = LOCK_SECONDS) -> None:
         self.path = path
         self.rotation = rotation
+        self.patience = patience
         self.chain = Chain()
         self.log = ""
         self.number = 0
@@ -101,7 +103,7 @@ class LogFile:
             return
         name = f"{self.path}.lock"
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
-        deadline = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + self.patience
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

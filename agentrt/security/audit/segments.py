@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["expanded", "numbered", "rotated", "segments"]
+__all__ = ["expanded", "numbered", "of_commands", "rotated", "segments"]
 
 _NUMBER = re.compile(r"\.(\d{6,})")
 
@@ -16,6 +16,16 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """The file that `path` means in this process: `{pid}` is its id, `~` the user's folder."""
     text = os.fspath(path).replace("{pid}", str(os.getpid()))
     return Path(text).expanduser().absolute()  # a change of directory later must not split the log
+
+
+def of_commands(path: str) -> str:
+    """The log beside `path` that commands write, which must not wait for the service that writes that one: in
+    "audit-commands.jsonl" for "audit.jsonl". Where each process has a log of its own, so has a command."""
+    if "{pid}" in path:
+        return path
+    folder, name = os.path.split(path)
+    stem, suffix = os.path.splitext(name)
+    return os.path.join(folder, f"{stem}-commands{suffix}")
 
 
 def numbered(path: Path, number: int) -> Path:
