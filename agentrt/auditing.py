@@ -63,7 +63,7 @@ class Auditing:
         log = AuditLog(
             section.path,
             strict=section.strict,
-            on_failure=section.on_failure,
+            on_failure=section.on_failure or None,
             key=section.key,
             signing_key=section.signing_key,
             checkpoint_every=section.checkpoint_every,

@@ -73,14 +73,6 @@ def test_the_place_of_a_setting_begins_an_error_about_it(load: Load) -> None:
     assert str(config.where("pipeline.use").error("no")) == "in code: no"
 
 
-def test_a_section_can_be_left_out(load: Load) -> None:
-    config = load("[audit]\npath = 'a.jsonl'\n[audit.sinks.file]\npath = 'b'\n[run]\ntimeout = 3\n")
-    rest = config.without("audit")
-    assert (rest.audit.path, rest.audit_sinks(), rest.run.timeout) == (None, [], 3)
-    assert [(item.name, item.origin) for item in rest.settings()] == [("run.timeout", "agentrt.toml:6")]
-    assert config.audit.path == "a.jsonl"
-
-
 def test_a_table_of_pyproject_in_agentrt_toml_is_told_what_to_be(refused: Callable[..., str]) -> None:
     assert refused("[tool.agentrt.log]\nlevel = 'info'\n").endswith("in agentrt.toml write [log]")
 
@@ -478,6 +470,23 @@ def test_a_key_that_neither_the_section_nor_its_plugin_has_is_told_what_both_hav
     table = config.state_store() if "[state]" in text else config.secrets()
     with pytest.raises(ConfigError, match=message):
         table.make()
+
+
+def test_a_table_of_a_backend_that_does_not_exist_is_refused_though_it_is_not_used(
+    load: Load, refused: Callable[..., str]
+) -> None:
+    message = refused("[rate_limits]\nbackend = 'memory'\n[rate_limits.redsi]\nurl = 'redis://h'\n")
+    assert message.startswith("agentrt.toml:3: [rate_limits.redsi]: there is no backend 'redsi'")
+    assert "did you mean 'redis'?" in message
+    assert "memory" in message
+    load("[rate_limits.redis]\nurl = 'redis://h'\n[rate_limits.memory]\nmax_keys = 5\n")
+    load("[rate_limits]\nbackend = 'shared'\n[rate_limits.shared]\nplugin = 'memory'\n")
+
+
+def test_what_an_audit_log_does_when_it_fails_has_no_off(refused: Callable[..., str]) -> None:
+    for value in ("false", "'no'"):
+        message = refused(f"[audit]\npath = 'a'\non_failure = {value}\n").replace('"', "'")
+        assert message == f"agentrt.toml:3: audit.on_failure must be one of 'refuse', 'warn', not {value}"
 
 
 def test_an_audit_log_that_is_strict_and_has_no_file_is_refused(load: Load) -> None:

@@ -113,15 +113,6 @@ class Config:
         config._adopt(tree, notes)
         return config
 
-    def without(self, section: str) -> Config:
-        """The same configuration as if this section were not in it."""
-        tree = Tree()
-        tree.values = {name: table for name, table in self._tree.values.items() if name != section}
-        tree.origins = {path: origin for path, origin in self._tree.origins.items() if path[0] != section}
-        config = Config.__new__(Config)
-        config._adopt(tree, list(self.notes))
-        return config
-
     def _adopt(self, tree: Tree, notes: list[str]) -> None:
         self._tree = tree
         self.notes = tuple(notes)
@@ -139,6 +130,7 @@ class Config:
         self.telemetry: TelemetrySection = self._section("telemetry", TelemetrySection, leave=backends)
         stores = [name for name, value in self._table("rate_limits").items() if isinstance(value, dict)]
         self._rate_limits: RateLimitsSection = self._section("rate_limits", RateLimitsSection, leave=stores)
+        self._check_stores(stores)
         own = [name for name in self._table("state") if name not in _fields(StateSection)]
         self.state: StateSection = self._section("state", StateSection, leave=own)
         self.encryption: EncryptionSection = self._section("encryption", EncryptionSection)
@@ -359,6 +351,18 @@ class Config:
                 raise self._tree.where("telemetry").unknown(name, _fields(TelemetrySection))
             if not isinstance(value, bool):
                 self._table("telemetry", name)
+
+    def _check_stores(self, names: list[str]) -> None:
+        """The tables of [rate_limits], those that are not used as well: a wrong name is a limit that does not hold."""
+        group = "agentrt.rate_limits"
+        known = {*plugins.BUILT_IN[group], *plugins.BESIDE[group], self._rate_limits.backend}
+        for name in names:
+            if name in known or "plugin" in self._table("rate_limits", name):
+                continue
+            if name not in plugins.names(group):
+                raise self._tree.where("rate_limits", name).error(
+                    f"[rate_limits.{name}]: there is no backend {name!r}{plugins.choices_in(group, name)}"
+                )
 
     def _check_state(self) -> None:
         if self.state.encrypt and not self.encryption.references:

@@ -187,7 +187,7 @@ class AuditSection(Struct, frozen=True, kw_only=True):
 
     path: str | None = None
     strict: bool = False
-    on_failure: Literal["refuse", "warn"] | None = None
+    on_failure: Literal["refuse", "warn"] | UnsetType = UNSET
     key: str | None = None
     signing_key: str | None = None
     checkpoint_every: int = 1000
