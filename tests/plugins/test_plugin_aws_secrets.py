@@ -336,7 +336,7 @@ async def test_what_is_no_answer_of_aws_is_not_shown(
 
 
 @pytest.mark.asyncio
-async def test_a_server_that_is_down_is_told_within_a_second(
+async def test_a_server_that_is_down_is_told_long_before_the_timeout(
     refusing: Refusing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_credentials(monkeypatch)
@@ -347,7 +347,7 @@ async def test_a_server_that_is_down_is_told_within_a_second(
     began = time.monotonic()
     with pytest.raises(SecretUnavailable, match=r"cannot be reached .*check the network, `region`"):
         await secrets.get(ref("prod/db"))
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 4.0
     await secrets.aclose()
 
 

@@ -247,13 +247,15 @@ async def test_a_list_that_is_denied_names_its_permission(vault: KeyVault) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_server_that_is_down_is_told_within_a_second(vault: KeyVault, refusing: Refusing) -> None:
+async def test_a_server_that_is_down_is_told_long_before_the_timeout(
+    vault: KeyVault, refusing: Refusing
+) -> None:
     secrets = AzureSecrets(**options(vault, vault_url=f"https://localhost:{refusing.port}"))
     await secrets.open(PlainHost({}))
     began = time.monotonic()
     with pytest.raises(SecretUnavailable, match=r"^secret://azure/db: Key Vault, .* cannot be reached"):
         await secrets.get(ref("db"))
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 4.0
     await secrets.aclose()
 
 

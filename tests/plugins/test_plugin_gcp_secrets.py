@@ -240,7 +240,7 @@ async def test_a_list_that_is_denied_names_its_permission(gcp: GcpSecretManager)
 
 
 @pytest.mark.asyncio
-async def test_a_server_that_is_down_is_told_within_a_second(
+async def test_a_server_that_is_down_is_told_long_before_the_timeout(
     gcp: GcpSecretManager, refusing: Refusing
 ) -> None:
     secrets = provider(gcp, endpoint=refusing.url)
@@ -248,7 +248,7 @@ async def test_a_server_that_is_down_is_told_within_a_second(
     began = time.monotonic()
     with pytest.raises(SecretUnavailable, match=r"^secret://gcp/db: ServiceUnavailable .*Connection refused"):
         await secrets.get(ref("db"))
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 4.0
     await secrets.aclose()
 
 

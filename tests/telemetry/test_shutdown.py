@@ -239,21 +239,17 @@ async def test_a_cancelled_close_returns_at_once_and_loses_no_count(release: thr
     rt = Runtime(backends=list(kept.items()))
     async with rt:
         await rt.run(agent, "hi")
-        closing = asyncio.create_task(rt.telemetry.aclose(0.8))
+        closing = asyncio.create_task(rt.telemetry.aclose(2.0))
         await asyncio.sleep(0.1)
         closing.cancel()
         started = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 1.5
     end = time.monotonic() + 10.0
-    while (
-        sum(sum(report.lost.values()) + sum(report.delivered.values()) for report in rt.telemetry.report())
-        < 2
-    ):
+    while any(not report.lost and not report.delivered for report in rt.telemetry.report()):
         assert time.monotonic() < end
         await asyncio.sleep(0.02)
-    await asyncio.sleep(1.0)
     check_account(rt, kept)
 
 
