@@ -7,6 +7,7 @@ the write-ahead log, the mode of the file, other programs' databases, and SQLite
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import threading
@@ -25,6 +26,9 @@ __all__ = ["Format", "SqliteFile", "transaction"]
 R = TypeVar("R")
 
 Work = Callable[[sqlite3.Connection], R]
+
+_MAKE_ROOM = "Make room on the disk, or give another path"
+_OTHER_PLACE = "Let this user write the file and its folder, or give another path"
 
 
 class Format(Struct, frozen=True, eq=False):
@@ -96,13 +100,18 @@ class SqliteFile:
             try:
                 _make(self.path)
             except OSError as error:
-                raise ConfigError(f"{self._what}: {self._place} cannot be opened: {error}") from error
+                advice = _MAKE_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else _OTHER_PLACE
+                raise ConfigError(
+                    f"{self._what}: {self._place} cannot be opened: {error.strerror}: {error.filename}. {advice}"
+                ) from error
         try:
             connection = sqlite3.connect(
                 self._place, timeout=self.busy_timeout, isolation_level=None, check_same_thread=False
             )
         except sqlite3.Error as error:
-            raise ConfigError(f"{self._what}: {self._place} cannot be opened: {error}") from error
+            raise ConfigError(
+                f"{self._what}: {self._place} cannot be opened: {error}. {self._advice(error)}"
+            ) from error
         try:
             self._prepare(connection)
         except BaseException:
@@ -125,9 +134,22 @@ class SqliteFile:
                     f"{self._what}: {self._place} is locked by another process", executed=False
                 ) from error
             raise ConfigError(
-                f"{self._what}: {self._place} cannot be used as a {self._what}: {_said(error)}. If it is damaged, move "
-                "it away and a new one is made; otherwise give another path"
+                f"{self._what}: {self._place} cannot be used as a {self._what}: {_said(error)}. {self._advice(error)}"
             ) from _cause(error)
+
+    def _advice(self, error: sqlite3.Error) -> str:
+        """What to do about a file that cannot be used."""
+        if self.path is not None and self.path.is_dir():
+            return "It is a folder: give the path of a file"
+        match _primary_code(error):
+            case sqlite3.SQLITE_FULL:
+                return _MAKE_ROOM
+            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
+                return _OTHER_PLACE
+            case sqlite3.SQLITE_IOERR:
+                return "The disk may be full or failing: look there, or give another path"
+            case _:
+                return "If it is damaged, move it away and a new one is made; otherwise give another path"
 
     @contextlib.contextmanager
     def _explained(self) -> Generator[None]:
@@ -141,8 +163,9 @@ class SqliteFile:
                     f"{self.busy_timeout:g} s",
                     executed=False,
                 ) from error
+            advice = f". {_MAKE_ROOM}" if _primary_code(error) == sqlite3.SQLITE_FULL else ""
             raise PermanentError(
-                f"{self._what}: {self._place} failed: {_said(error)}", fault="target"
+                f"{self._what}: {self._place} failed: {_said(error)}{advice}", fault="target"
             ) from _cause(error)
 
     def _check(self, db: sqlite3.Connection) -> bool:
@@ -232,6 +255,11 @@ def _cause(error: sqlite3.Error) -> sqlite3.Error | None:
     return None if _quotes(error) else error
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
+def _primary_code(error: sqlite3.Error) -> int | None:
+    """SQLite's code without what it says more exactly; None for an error of Python's own."""
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return None if code is None else code & 0xFF
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

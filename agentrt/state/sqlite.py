@@ -109,7 +109,9 @@ def _save(db: sqlite3.Connection, id: str, document: str, revision: str, replace
             return  # an earlier attempt of this very save
         if there != replaces:
             what = "was deleted" if there is None else "was saved by somebody else"
-            raise StateConflict(f"{id!r} {what} since it was loaded: load it again")
+            raise StateConflict(
+                f"the stored session {id!r} {what} since it was loaded: load it again, and repeat the turn"
+            )
         db.execute(
             "INSERT INTO documents (id, document, revision, saved) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
             "document = excluded.document, revision = excluded.revision, saved = excluded.saved",
