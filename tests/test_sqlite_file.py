@@ -10,7 +10,6 @@ import pytest
 from agentrt.errors import ConfigError, PermanentError
 from agentrt.sqlite_file import Format, SqliteFile
 
-
 pytestmark = pytest.mark.asyncio
 
 
