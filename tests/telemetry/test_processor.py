@@ -418,8 +418,8 @@ def test_something_of_the_users_that_hangs_costs_half_of_the_time_and_is_counted
     made.offer(span("after"))
     started = time.monotonic()
     assert not made.flush(0.05)
-    close(made, 0.4)
-    assert time.monotonic() - started < 2.0
+    close(made, 1.5)
+    assert time.monotonic() - started < 5.0
     assert [each.name for each in backend.spans] == ["before"]
     assert made.lost == {("spans", "shutdown"): 2}
     release.set()

@@ -106,8 +106,8 @@ async def test_one_backend(name: str, release: threading.Event, caplog: pytest.L
         assert time.monotonic() - started < 2.0
         assert result.text == "answer to hi"
         started = time.monotonic()
-        await rt.telemetry.aclose(0.5)
-        assert time.monotonic() - started < 2.0
+        await rt.telemetry.aclose(0.5 if name in LOSING else 10.0)
+        assert time.monotonic() - started < 3.0
     check_account(rt, kept)
     told = [record.getMessage() for record in caplog.records if name in record.getMessage()]
     assert len([text for text in told if "telemetry lost" in text]) == (name in LOSING)
@@ -120,8 +120,8 @@ async def test_all_of_them_at_once_take_no_longer_than_one(release: threading.Ev
     async with rt:
         assert (await rt.run(agent, "hi")).text == "answer to hi"
         started = time.monotonic()
-        await rt.telemetry.aclose(0.7)
-        assert time.monotonic() - started < 2.5
+        await rt.telemetry.aclose(1.5)
+        assert time.monotonic() - started < 4.0
     check_account(rt, kept)
 
 
