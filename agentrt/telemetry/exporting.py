@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -25,7 +25,7 @@ from agentrt.telemetry.daemon_threads import DaemonThreads
 from agentrt.telemetry.failures import asked_to_wait, may_work_later, nobody_is_there
 from agentrt.telemetry.logs import not_forwarded
 from agentrt.telemetry.meter import Deltas, Meter
-from agentrt.telemetry.signals import Batch, LogLine, Metric, Resource, Span
+from agentrt.telemetry.signals import Batch, LogLine, Metric, Resource, Signal, Span
 from agentrt.telemetry.suppress import instrumentation_suppressed
 from agentrt.telemetry.telling import tell
 from agentrt.telemetry.wanted import SIGNALS, wanted
@@ -186,11 +186,12 @@ class Exporting:
 
     def abandon(self) -> None:
         """The thread hangs: what it has not delivered is lost, even if it comes through later."""
+        batch = self._in_flight
+        left = {} if batch is None else self._left_of(batch)
         with self._changed:
             if self._in_flight is not None:
-                self._undelivered += 1
-                self._lose_batch(self._in_flight, "shutdown")
-                self._in_flight = None
+                # In the meantime it may have become another one.
+                self._settle_batch(left if self._in_flight is batch else self._in_flight.counts, "shutdown")
                 if self.error is None:
                     self._fail(self._hanging())
             self._settle()
@@ -309,15 +310,11 @@ class Exporting:
                     tuple(item for item in items if isinstance(item, LogLine)),
                 )
             reason = self._deliver(runner, batch)
+            lost = self._left_of(batch, has_failed=reason is not None)
             with self._changed:
                 if self._in_flight is not batch:
                     return  # given up while it hung: counted already
-                self._in_flight = None
-                if reason is None:
-                    self._count(batch)
-                else:
-                    self._undelivered += 1
-                    self._lose_batch(batch, reason)
+                self._settle_batch(lost, reason)
                 if self._is_over():
                     return
             left -= size
@@ -429,10 +426,10 @@ class Exporting:
 
     def _refuse_all(self) -> None:
         """A backend that cannot be opened, or broke, takes nothing until the runtime ends."""
+        batch = self._in_flight
+        left = {} if batch is None else self._left_of(batch)
         with self._changed:
-            if self._in_flight is not None:
-                self._lose_batch(self._in_flight, "failed")
-                self._in_flight = None
+            self._settle_batch(left, "failed")
             while True:
                 if self._waiting or self._flushed < self._flushes:
                     self._undelivered += 1
@@ -453,17 +450,32 @@ class Exporting:
 
     # --- counting ---------------------------------------------------------------------------------------
 
-    def _count(self, batch: Batch) -> None:
-        self.delivered["spans"] += len(batch.spans)
-        self.delivered["logs"] += len(batch.logs)
-        self.delivered["metrics"] += sum(len(metric.points) for metric in batch.metrics)
+    def _left_of(self, batch: Batch, *, has_failed: bool = True) -> dict[Signal, int]:
+        """How much of `batch` did not arrive. The lock must not be held: the backend is asked."""
+        ask = getattr(self.backend, "undelivered", None)
+        if ask is None:
+            return batch.counts if has_failed else {}
+        try:
+            told = ask(batch)
+            return {name: max(0, min(int(told.get(name, 0)), count)) for name, count in batch.counts.items()}
+        except Exception as error:
+            self._tell(error, "cannot say what it delivered", "is counted as if nothing of the batch was")
+            return batch.counts if has_failed else {}
 
-    def _lose_batch(self, batch: Batch, reason: str) -> None:
-        self._lose("spans", reason, len(batch.spans))
-        self._lose("logs", reason, len(batch.logs))
-        if self._deltas is not None or self._closing_at is not None:
-            # What a snapshot since the start has to say, the next one says as well.
-            self._lose("metrics", reason, sum(len(metric.points) for metric in batch.metrics))
+    def _settle_batch(self, left: Mapping[Signal, int], reason: str | None) -> None:
+        """Count what became of the batch in flight. The caller holds the lock."""
+        batch, self._in_flight = self._in_flight, None
+        if batch is None:
+            return
+        if reason is not None:
+            self._undelivered += 1
+        for signal, count in batch.counts.items():
+            lost = left.get(signal, 0)
+            if count > lost or reason is None:
+                self.delivered[signal] += count - lost
+            if signal != "metrics" or self._deltas is not None or self._closing_at is not None:
+                # What a snapshot since the start has to say, the next one says as well.
+                self._lose(signal, reason or "failed", lost)
 
     def _lose(self, signal: str, reason: str, count: int) -> None:
         """Count what is lost. The caller holds the lock."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+from weakref import ref
 
 from agentrt.decode import choices
 from agentrt.errors import ConfigError, PluginError, TransientError
@@ -95,12 +96,13 @@ class OtelExporter:
         self.said: str | None = None
         """What the exporter logged last in an export that has not ended: why it tries again by itself."""
         self._batch: Batch | None = None
+        self._last: ref[Batch] | None = None
         self._left: list[Signal] = []
 
     def export(self, batch: Batch, /) -> None:
         """Deliver `batch`. What was delivered of it is not handed over again when it is tried again."""
         if batch is not self._batch:
-            self._batch = batch
+            self._batch, self._last = batch, ref(batch)
             self._left = [signal for signal in self.signals if getattr(batch, signal)]
         first: Exception | None = None
         with instrumentation_suppressed():
@@ -114,6 +116,13 @@ class OtelExporter:
         if first is not None:
             raise first
         self._batch = None
+
+    def undelivered(self, batch: Batch, /) -> dict[Signal, int]:
+        """How many spans, points and lines of `batch` did not arrive: all of a signal whose exporter failed."""
+        counts = batch.counts
+        if self._last is None or self._last() is not batch:
+            return counts
+        return {signal: counts[signal] for signal in list(self._left)}
 
     async def aclose(self) -> None:
         """Shut the exporters down; those that keep something back write it."""

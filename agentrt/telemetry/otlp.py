@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from weakref import ref
 
 from msgspec import Struct
 
@@ -53,6 +55,13 @@ class _Part(Struct, frozen=True, eq=False):
 
     signal: Signal
     items: tuple[Any, ...]
+
+    @property
+    def count(self) -> int:
+        """Spans, points or lines in it."""
+        return (
+            sum(len(metric.points) for metric in self.items) if self.signal == "metrics" else len(self.items)
+        )
 
 
 class Otlp:
@@ -114,6 +123,8 @@ class Otlp:
         self._batch: Batch | None = None
         self._left: list[_Part] = []
         self._refused: CallError | None = None
+        self._last: ref[Batch] | None = None
+        self._lost: Counter[Signal] = Counter()
         self._told: set[Signal] = set()
 
     async def open(self, host: Host, /) -> None:
@@ -124,7 +135,8 @@ class Otlp:
     async def export(self, batch: Batch, /) -> None:
         """Deliver `batch` within `timeout`. Raises TransientError, ThrottledError or PermanentError."""
         if batch is not self._batch:
-            self._batch, self._refused = batch, None
+            self._batch, self._refused, self._last = batch, None, ref(batch)
+            self._lost.clear()
             self._left = [part for part in _parts(batch) if part.signal in self.destinations]
         try:
             with instrumentation_suppressed():
@@ -139,6 +151,16 @@ class Otlp:
         if refused is not None:
             raise refused
 
+    def undelivered(self, batch: Batch, /) -> dict[Signal, int]:
+        """How many spans, points and lines of `batch` did not arrive, as far as is known: those that were refused, and
+        those not yet sent."""
+        if self._last is None or self._last() is not batch:
+            return batch.counts
+        counts = Counter(self._lost)
+        for part in list(self._left):
+            counts[part.signal] += part.count
+        return dict(counts)
+
     async def aclose(self) -> None:
         """Close the connections."""
         senders, self._senders = self._senders, {}
@@ -151,27 +173,31 @@ class Otlp:
         held_up: set[Signal] = set()
         while part := next((part for part in left if part.signal not in held_up), None):
             # Last from now on: should time run out in it, the others come first the next time.
-            left.remove(part)
-            left.append(part)
+            left[:] = [*(each for each in left if each is not part), part]
             items = part.items
             try:
                 await self._send(part, resource)
                 left.pop()
             except TooLarge as error:
-                left.pop()
                 middle = len(items) // 2
                 if middle:
-                    left += [_Part(part.signal, items[:middle]), _Part(part.signal, items[middle:])]
+                    left[-1:] = [_Part(part.signal, items[:middle]), _Part(part.signal, items[middle:])]
                 else:
-                    self._refused = self._refused or error
+                    self._lose(part, error)
+                    left.pop()
             except PermanentError as error:
+                self._lose(part, error)
                 left.pop()
-                self._refused = self._refused or error
             except CallError as error:
                 later = later or _throttled(error)
                 held_up.add(part.signal)
         if later is not None:
             raise later
+
+    def _lose(self, part: _Part, error: CallError, count: int | None = None) -> None:
+        """All of `part` is lost, or `count` of it."""
+        self._lost[part.signal] += part.count if count is None else min(max(0, count), part.count)
+        self._refused = self._refused or error
 
     async def _send(self, part: _Part, resource: Resource) -> None:
         signal = part.signal
@@ -190,9 +216,9 @@ class Otlp:
         )
         where = f"{self.name} at {self.destinations[signal].url}"
         if rejected:
-            self._refused = self._refused or PermanentError(
-                f"{where} rejected {rejected} {signal}: {partial.error_message}"
-            )
+            what = "points of metrics" if signal == "metrics" else signal
+            said = f"{where} rejected {rejected} {what}: {partial.error_message}"
+            self._lose(part, PermanentError(said), rejected)
         elif partial.error_message and signal not in self._told:
             self._told.add(signal)  # a warning of the collector's: everything was taken
             logger.warning("%s took the %s and says: %s", where, signal, partial.error_message)

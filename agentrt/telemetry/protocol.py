@@ -50,7 +50,9 @@ class TelemetryBackend(Protocol):
         timeout         seconds that one `async def export` may take (10.0)
 
     Optional methods, run in the backend's thread like `export`: `async def open(self, host)` before the first batch,
-    `async def aclose(self)` after the last one.
+    `async def aclose(self)` after the last one. `def undelivered(self, batch)` is asked after an export, in any thread:
+    how many of its spans, points of metrics and lines did not arrive, {"logs": 2}. Without it all of a batch did, or
+    nothing.
     """
 
     def export(self, batch: Batch, /) -> Awaitable[None] | None:

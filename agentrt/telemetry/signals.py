@@ -137,7 +137,7 @@ class Resource(Struct, frozen=True):
         return str(self.attributes["service.name"])
 
 
-class Batch(Struct, frozen=True):
+class Batch(Struct, frozen=True, weakref=True):
     """What a backend gets to deliver at once. Any of the lists may be empty, not all of them."""
 
     resource: Resource
@@ -145,9 +145,15 @@ class Batch(Struct, frozen=True):
     metrics: tuple[Metric, ...] = ()
     logs: tuple[LogLine, ...] = ()
 
-    def __len__(self) -> int:
+    @property
+    def counts(self) -> dict[Signal, int]:
         """The number of spans, metric points and log lines."""
-        return len(self.spans) + sum(len(metric.points) for metric in self.metrics) + len(self.logs)
+        points = sum(len(metric.points) for metric in self.metrics)
+        return {"spans": len(self.spans), "metrics": points, "logs": len(self.logs)}
+
+    def __len__(self) -> int:
+        """All of them."""
+        return sum(self.counts.values())
 
     def json(self) -> bytes:
         """All of it as one JSON document."""

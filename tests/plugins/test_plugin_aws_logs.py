@@ -162,6 +162,11 @@ async def test_lines_that_the_service_throws_away_are_an_error(
         PermanentError, match=r"2 of 4 log lines were refused: 1 too old .*, 1 more than 2 hours"
     ):
         await send(of(line("a"), line("b"), line("c"), line("d")))
+    backend, what = CloudWatchLogs(log_group="g", log_stream="s"), of(*map(line, "abcdefg"))
+    with pytest.raises(PermanentError):
+        await backend.export(what)
+    await backend.aclose()
+    assert backend.undelivered(what) == {"logs": 5}, "the first, and those from the fourth"
 
 
 @pytest.mark.parametrize(

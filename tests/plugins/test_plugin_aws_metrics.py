@@ -174,6 +174,29 @@ async def test_a_bad_name_and_a_value_that_is_none_are_left_out_and_told_once(
     assert (await statistics("na_ve _ calls", {"service.name": "planner"}))["Sum"] == 4.0
 
 
+async def test_what_is_left_out_and_what_is_refused_is_counted_in_points(
+    answering: Callable[..., HttpServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = answering(FINE.status, FINE.body)
+    server.answer(Answer(400, refusal("InvalidParameterValue")), FINE)
+    lead(monkeypatch, server)
+    wide = Histogram(400, 79_900.0, 0.5, 399.5, tuple(float(n) for n in range(1, 400)), (1,) * 400)
+    what = only(
+        counter("€€"),
+        gauge("nan", math.nan),
+        *(Metric("wide", "histogram", "s", "", (Point({}, wide, NOW, NOW),), True) for _ in range(300)),
+        *(counter("calls", 1.0, delta=True) for _ in range(200)),
+    )
+    backend = CloudWatchMetrics()
+    with pytest.raises(PermanentError):
+        await backend.export(what)
+    await backend.aclose()
+    first, *more = (sum(key.endswith(".MetricName") for key in asked(each)) for each in server.requests)
+    assert first + sum(more) == 3 * 300 + 200
+    assert first <= 900, "only histograms, three data each, of which the first counts"
+    assert backend.undelivered(what) == {"metrics": 2 + -(-first // 3)}
+
+
 async def test_values_of_dimensions_are_ascii_and_never_empty(aws: Moto) -> None:
     odd = {"gen_ai.tool.name": "schön \n" + "x" * 2000, "error.type": "  ", "gen_ai.agent.name": True}
     await send(only(counter("calls", 1.0, **odd)))

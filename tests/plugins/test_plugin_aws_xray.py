@@ -178,6 +178,11 @@ async def test_segments_that_are_not_processed_are_an_error(
         PermanentError, match=rf"1 of 3 segments were not processed; the first, {CHAT_ID}: InvalidId"
     ):
         await send(batch())
+    backend, what = XRay(), batch()
+    with pytest.raises(PermanentError):
+        await backend.export(what)
+    await backend.aclose()
+    assert backend.undelivered(what) == {"spans": 1}
 
 
 async def test_throttled_segments_may_be_sent_again(
@@ -308,8 +313,11 @@ async def test_otlp_tells_what_was_rejected(
 ) -> None:
     partial = ExportTracePartialSuccess(rejected_spans=2, error_message="too old")
     lead(monkeypatch, answering(200, ExportTraceServiceResponse(partial_success=partial).SerializeToString()))
+    backend, what = XRay(mode="otlp"), batch()
     with pytest.raises(PermanentError, match="2 of 3 spans were rejected: too old"):
-        await send(batch(), mode="otlp")
+        await backend.export(what)
+    await backend.aclose()
+    assert backend.undelivered(what) == {"spans": 2}
 
 
 async def test_otlp_answered_with_a_web_page_is_an_error_of_ours(

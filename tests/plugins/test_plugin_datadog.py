@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from agentrt_datadog import Datadog
 from agentrt_datadog.encoding import LOG_BYTES, POINT_VALUES, distributions, encode_log, usable_name
+from agentrt_datadog.intake import Intake
 from servers.faulty import Refusing
 from servers.http_server import Answer, HttpServer
 from servers.otlp import Collector
@@ -281,6 +283,62 @@ async def test_a_success_with_errors_is_an_error(answering: Callable[..., HttpSe
     server = answering(202, b'{"errors":["bad tag"]}')
     with pytest.raises(PermanentError, match="some of 1 series were not taken: bad tag"):
         await send(only(counter("calls", delta=True)), api_key=KEY, intake=server.url)
+
+
+async def test_what_did_not_arrive_is_counted(intake: DatadogIntake, collector: Collector) -> None:
+    """Of five spans, four lines and eleven points: a wrong name, a value that is no number, a refused request."""
+    backend = Datadog(api_key=KEY, intake=intake.url, endpoint=collector.url)
+    large = Histogram(25_000, 0.0, 1.0, 1.0, (2.0,), (25_000, 0))  # three items of 10,000 values at most
+    what = Batch(
+        RESOURCE,
+        metrics=(
+            counter("€ 9"),
+            gauge("inf", math.inf),
+            *(counter("a.b", 2.0, delta=True) for _ in range(3)),  # added up in one
+            Metric("h", "histogram", "s", "", (Point({}, large, NOW, NOW), Point({"x": 1}, large, NOW, NOW))),
+        ),
+        logs=tuple(line(str(n)) for n in range(4)),
+    )
+    assert backend.undelivered(what) == {"spans": 0, "metrics": 7, "logs": 4}
+    intake.answer(None, Answer(400), None)
+    with pytest.raises(PermanentError, match="HTTP 400"):
+        await backend.export(what)
+    assert (len(intake.logs), intake.series) == (4, [])
+    assert backend.undelivered(what) == {"metrics": 5}
+    assert {item["metric"] for item in intake.distributions} == {"h"}
+
+    intake.answer(Answer(503), None, Answer(503))
+    what = batch(delta=True)
+    with pytest.raises(TransientError):
+        await backend.export(what)
+    assert len(collector.spans) == 3
+    before = backend.undelivered(what)
+    assert before == {name: count for name, count in what.counts.items() if name != "spans"}
+    await backend.aclose()
+
+
+async def test_a_delivery_that_was_cut_off_goes_on_with_what_is_left(
+    intake: DatadogIntake, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(self: Intake, batch: Batch, /) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    backend, what = Datadog(api_key=KEY, intake=intake.url, endpoint=collector.url), batch(delta=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Intake, "export", hang)
+        exporting = asyncio.create_task(backend.export(what))
+        await begun.wait()
+        exporting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await exporting
+    assert backend.undelivered(what).keys() == {"metrics", "logs"}
+    await backend.export(what)
+    await backend.aclose()
+    assert backend.undelivered(what) == {}
+    assert (len(collector.spans), len(intake.logs), len(intake.series)) == (3, 2, 2)
 
 
 async def test_an_intake_that_is_not_there_may_come_back(refusing: Refusing) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from agentrt import options
 from agentrt.errors import ConfigError, PermanentError
-from agentrt.telemetry.delivery import GRACE, Delivery, Part, cut_texts, parts
+from agentrt.telemetry.delivery import GRACE, Delivery, Part, Rejected, cut_texts, parts
 from agentrt.telemetry.signals import Batch, LogLine, Signal
 from agentrt_aws.client import AwsClient, Place
 from agentrt_aws.ids import xray_trace_id
@@ -75,7 +75,8 @@ class CloudWatchLogs:
         self._retention = retention
         place = Place(TABLE, region=region, profile=profile, endpoint=endpoint, timeout=timeout)
         self._client = AwsClient("logs", place)
-        self._delivery = Delivery(TABLE, self._parts, self._send, timeout=timeout)
+        self._delivery = Delivery(TABLE, self._parts, self._send, signal="logs", timeout=timeout)
+        self.undelivered = self._delivery.undelivered
 
     async def export(self, batch: Batch, /) -> None:
         if self.log_group is None:
@@ -184,7 +185,8 @@ def _check(rejected: dict[str, int], count: int) -> None:
     old = max(rejected.get("tooOldLogEventEndIndex", 0), rejected.get("expiredLogEventEndIndex", 0))
     new = count - rejected.get("tooNewLogEventStartIndex", count)
     if old or new:
-        raise PermanentError(
+        raise Rejected(
             f"{TABLE} {old + new} of {count} log lines were refused: {old} too old (more than 14 days, or than the "
-            f"group's retention), {new} more than 2 hours in the future. Check the machine's clock"
+            f"group's retention), {new} more than 2 hours in the future. Check the machine's clock",
+            count=old + new,
         )

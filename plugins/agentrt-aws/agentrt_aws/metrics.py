@@ -85,7 +85,8 @@ class CloudWatchMetrics:
         self.timeout = options.seconds("timeout", timeout) + GRACE
         place = Place(TABLE, region=region, profile=profile, endpoint=endpoint, timeout=timeout)
         self._client = AwsClient("cloudwatch", place)
-        self._delivery = Delivery(TABLE, self._parts, self._send, timeout=timeout)
+        self._delivery = Delivery(TABLE, self._parts, self._send, signal="metrics", timeout=timeout)
+        self.undelivered = self._delivery.undelivered
         self._left_out: set[str] = set()
 
     async def export(self, batch: Batch, /) -> None:
@@ -95,15 +96,23 @@ class CloudWatchMetrics:
         await self._client.aclose()
 
     def _parts(self, batch: Batch) -> Iterator[Part]:
-        return parts(self._data(batch), count=REQUEST_DATA, size=REQUEST_BYTES, size_of=_size)
+        return parts(
+            self._data(batch),
+            count=REQUEST_DATA,
+            size=REQUEST_BYTES,
+            size_of=lambda item: _size(item[0]),
+            count_of=lambda item: item[1],
+        )
 
     async def _send(self, part: Part) -> None:
-        await self._client.call("put_metric_data", {"Namespace": self.namespace, "MetricData": part.items})
+        data = [datum for datum, _ in part.items]
+        await self._client.call("put_metric_data", {"Namespace": self.namespace, "MetricData": data})
 
-    def _data(self, batch: Batch) -> Iterator[dict[str, Any]]:
+    def _data(self, batch: Batch) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each datum, and how many points it stands for: one with many values is several."""
         for metric in batch.metrics:
             if not _name(metric.name).strip("_ "):
-                self._leave_out(metric, "its name has nothing that CloudWatch allows")
+                self._leave_out(metric, "its name has nothing that CloudWatch allows", len(metric.points))
                 continue
             for point in metric.points:
                 data = list(
@@ -113,7 +122,7 @@ class CloudWatchMetrics:
                 )
                 if not data and not isinstance(point.value, Histogram):
                     self._leave_out(metric, f"its value {point.value!r} is no finite number")
-                yield from data
+                yield from ((datum, int(place == 0)) for place, datum in enumerate(data))
 
     def _dimensions_of(self, attributes: Attributes) -> list[dict[str, str]]:
         found = []
@@ -123,7 +132,8 @@ class CloudWatchMetrics:
                 found.append({"Name": _name(name).lstrip(":"), "Value": value})
         return found
 
-    def _leave_out(self, metric: Metric, why: str) -> None:
+    def _leave_out(self, metric: Metric, why: str, points: int = 1) -> None:
+        self._delivery.leave_out("metrics", points)
         if metric.name not in self._left_out:
             self._left_out.add(metric.name)
             logger.warning("the metric %r is not sent: %s", metric.name, why)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentrt import options
 from agentrt.errors import ConfigError, PermanentError, ThrottledError
-from agentrt.telemetry.delivery import GRACE, Delivery, Part, parts
+from agentrt.telemetry.delivery import GRACE, Delivery, Part, Rejected, parts
 from agentrt.telemetry.http import HttpSender, check_url
 from agentrt.telemetry.signals import Batch, Resource, Signal, Span
 from agentrt_aws.client import AwsClient, Place
@@ -91,7 +91,8 @@ class XRay:
         self._messages: Messages | None = None
         self._resource: Resource | None = None
         split, send = (self._documents, self._put) if mode == "segments" else (self._spans, self._post)
-        self._delivery = Delivery(TABLE, split, send, timeout=timeout)
+        self._delivery = Delivery(TABLE, split, send, signal="spans", timeout=timeout)
+        self.undelivered = self._delivery.undelivered
 
     async def export(self, batch: Batch, /) -> None:
         self._resource = batch.resource
@@ -125,7 +126,7 @@ class XRay:
         )
         if "Throttl" in code:
             raise ThrottledError(said)
-        raise PermanentError(said)
+        raise Rejected(said, count=len(unprocessed))
 
     # ----------------------------------------------------------------------------------------------- otlp
     def _spans(self, batch: Batch) -> Iterator[Part]:
@@ -166,9 +167,10 @@ class XRay:
             ) from error
         rejected = response.partial_success.rejected_spans
         if rejected:
-            raise PermanentError(
+            raise Rejected(
                 f"{TABLE} {rejected} of {len(part.items)} spans were rejected: "
-                f"{response.partial_success.error_message}"
+                f"{response.partial_success.error_message}",
+                count=rejected,
             )
 
     async def _signed(self, signer: Signer, url: str, body: bytes, headers: dict[str, str]) -> dict[str, str]:

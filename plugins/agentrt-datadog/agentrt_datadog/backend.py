@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from weakref import ref
 
 from agentrt import options
 from agentrt.errors import CallError, ConfigError, PermanentError
@@ -74,6 +76,8 @@ class Datadog:
         self._batch: Batch | None = None
         self._left: list[Callable[[], Awaitable[None]]] = []
         self._refused: PermanentError | None = None
+        self._last: ref[Batch] | None = None
+        self._counted: list[Callable[[], dict[Signal, int]]] = []
 
     async def open(self, host: Host) -> None:
         """Look up the key, if it is a reference."""
@@ -85,23 +89,34 @@ class Datadog:
     async def export(self, batch: Batch, /) -> None:
         """Deliver `batch`: what has been delivered of it is not sent again with the rest."""
         if batch is not self._batch:
-            self._batch, self._refused = batch, None
+            self._batch, self._refused, self._last = batch, None, ref(batch)
+            self._counted.clear()
             self._left = self._ways(batch)
-        left, self._left = self._left, []
         later: CallError | None = None
-        for way in left:
+        for way in list(self._left):  # what is not done stays there, also if time runs out in the middle
             try:
                 await way()
             except PermanentError as error:
                 self._refused = self._refused or error
+                self._left.remove(way)
             except CallError as error:
                 later = later or error
-                self._left.append(way)
+            else:
+                self._left.remove(way)
         if later is not None:
             raise later
         self._batch, refused = None, self._refused
         if refused is not None:
             raise refused
+
+    def undelivered(self, batch: Batch, /) -> dict[Signal, int]:
+        """How many spans, points and lines of `batch` did not arrive."""
+        if self._last is None or self._last() is not batch:
+            return batch.counts
+        counts: Counter[Signal] = Counter()
+        for counted in self._counted:
+            counts.update(counted())
+        return dict(+counts)
 
     async def aclose(self) -> None:
         if self._agent is not None:
@@ -122,9 +137,11 @@ class Datadog:
             )
             if len(own):
                 ways.append(lambda: agent.export(own))
+                self._counted.append(lambda: agent.undelivered(own))
         if intake is not None and (batch.metrics or batch.logs):
             rest = Batch(resource, metrics=batch.metrics, logs=batch.logs)
             ways.append(lambda: intake.export(rest))
+            self._counted.append(lambda: intake.undelivered(rest))
         return ways
 
     def _resource(self, resource: Resource) -> Resource:

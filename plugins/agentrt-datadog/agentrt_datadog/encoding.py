@@ -58,13 +58,13 @@ def tags_of(attributes: Mapping[str, Any]) -> list[str]:
 
 def series(
     metrics: Iterable[Metric], tags: list[str], host: str, leave_out: Callable[[str, str], None]
-) -> Iterator[bytes]:
-    """Counters and gauges, each point as one of `/api/v2/series`.
+) -> Iterator[tuple[bytes, int]]:
+    """Counters and gauges, each point as one of `/api/v2/series`, and how many points it stands for.
 
     Of two with the same name, tags and second Datadog would keep the last: counts are added up. `leave_out`: told the
     name of a metric with a value that cannot be sent, and why.
     """
-    found: dict[tuple[str, tuple[str, ...], int], dict[str, Any]] = {}
+    found: dict[tuple[str, tuple[str, ...], int], tuple[dict[str, Any], int]] = {}
     for metric in metrics:
         for point in metric.points:
             value = point.value
@@ -75,11 +75,12 @@ def series(
                 continue
             item = _series(metric, point, tags, host)
             key = (item["metric"], tuple(item["tags"]), item["points"][0]["timestamp"])
-            if key in found and metric.kind == "counter":
-                item["points"][0]["value"] += found[key]["points"][0]["value"]
-            found[key] = item
-    for item in found.values():
-        yield msgspec.json.encode(item)
+            before, count = found.get(key, (None, 0))
+            if before is not None and metric.kind == "counter":
+                item["points"][0]["value"] += before["points"][0]["value"]
+            found[key] = item, count + 1
+    for item, count in found.values():
+        yield msgspec.json.encode(item), count
 
 
 def _series(metric: Metric, point: Point, tags: list[str], host: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from agentrt.plugins import Host
 from agentrt.telemetry.delivery import Delivery, Part, parts
 from agentrt.telemetry.http import HttpSender
 from agentrt.telemetry.secret_headers import SecretHeaders
-from agentrt.telemetry.signals import Batch, Histogram
+from agentrt.telemetry.signals import Batch, Histogram, Metric
 from agentrt_datadog.encoding import distributions, encode_log, host_name, series, tags_of, usable_name
 
 __all__ = ["Intake"]
@@ -56,6 +56,7 @@ class Intake:
         self._host = host_name()
         self._left_out: set[str] = set()
         self._delivery = Delivery("datadog", self._parts, self._send, timeout=timeout)
+        self.undelivered = self._delivery.undelivered
 
     async def open(self, host: Host) -> None:
         await self._headers.open(host)
@@ -69,21 +70,22 @@ class Intake:
     def _parts(self, batch: Batch) -> Iterator[Part]:
         tags = tags_of({**self._tags, **_deployment(batch)})
         logs = (encode_log(line, batch.resource, tags, self._host) for line in batch.logs)
-        yield from parts(logs, to=LOGS, count=LOG_COUNT, size=LOG_BYTES)
-        usable = [metric for metric in batch.metrics if self._is_usable(metric.name)]
+        yield from parts(logs, to=LOGS, count=LOG_COUNT, size=LOG_BYTES, signal="logs")
+        usable = [metric for metric in batch.metrics if self._is_usable(metric)]
         plain = series(usable, tags, self._host, self._leave_out)
-        yield from parts(plain, to=SERIES, count=SERIES_COUNT, size=SERIES_BYTES)
+        yield from _metric_parts(plain, to=SERIES, size=SERIES_BYTES)
         spread = (
-            item
+            (item, int(place == 0))
             for metric in usable
             for point in metric.points
             if isinstance(point.value, Histogram)
-            for item in distributions(metric, point, tags, self._host)
+            for place, item in enumerate(distributions(metric, point, tags, self._host))
         )
-        yield from parts(spread, to=DISTRIBUTIONS, count=SERIES_COUNT, size=DISTRIBUTION_BYTES)
+        yield from _metric_parts(spread, to=DISTRIBUTIONS, size=DISTRIBUTION_BYTES)
 
     async def _send(self, part: Part) -> None:
-        body = b"[" + b",".join(part.items) + b"]"
+        items = part.items if part.to == LOGS else [item for item, _ in part.items]
+        body = b"[" + b",".join(items) + b"]"
         if part.to != LOGS:
             body = b'{"series":' + body + b"}"
         own = {"content-type": "application/json"}
@@ -98,16 +100,30 @@ class Intake:
         )
         _check(answer, part)
 
-    def _is_usable(self, name: str) -> bool:
-        if usable_name(name):
+    def _is_usable(self, metric: Metric) -> bool:
+        if usable_name(metric.name):
             return True
-        self._leave_out(name, "its name has no letter that Datadog allows")
+        self._leave_out(metric.name, "its name has no letter that Datadog allows", len(metric.points))
         return False
 
-    def _leave_out(self, name: str, why: str) -> None:
+    def _leave_out(self, name: str, why: str, points: int = 1) -> None:
+        self._delivery.leave_out("metrics", points)
         if name not in self._left_out:
             self._left_out.add(name)
             logger.warning("the metric %r is not sent: %s", name, why)
+
+
+def _metric_parts(items: Iterable[tuple[bytes, int]], *, to: str, size: int) -> Iterator[Part]:
+    """`items`: encoded, with the number of points that each stands for."""
+    return parts(
+        items,
+        to=to,
+        count=SERIES_COUNT,
+        size=size,
+        size_of=lambda item: len(item[0]),
+        signal="metrics",
+        count_of=lambda item: item[1],
+    )
 
 
 def _deployment(batch: Batch) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class Zipkin:
             "zipkin", key_setting="[telemetry.zipkin] headers", url_setting="[telemetry.zipkin] endpoint",
             timeout=timeout,
         )  # fmt: skip
-        self._delivery = Delivery("zipkin", self._parts, self._send, timeout=timeout)
+        self._delivery = Delivery("zipkin", self._parts, self._send, signal="spans", timeout=timeout)
+        self.undelivered = self._delivery.undelivered
 
     async def open(self, host: Host) -> None:
         """Look up the secrets in the headers."""
