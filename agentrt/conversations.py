@@ -239,6 +239,11 @@ async def encryption_of(config: Config, secret: Callable[[str], Awaitable[str]])
         ring = await KeyRing.from_references(config.encryption.references, secret)
     except ConfigError as error:
         raise config.where("encryption.keys").error(f"[encryption] keys: {error}") from error
+    except AgentrtError as error:  # of the provider: it names the reference, but not who wants it
+        note = f"it is one of [encryption] keys ({config.origin('encryption.keys')})"
+        if note not in getattr(error, "__notes__", ()):  # a failure may be remembered
+            error.add_note(note)
+        raise
     return Encryption(ring)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import click
@@ -165,8 +166,7 @@ def _check_project(project: Project, findings: Findings) -> None:
         return
     findings.ok("agent", _described(hosted))
     asyncio.run(_check_agent(runtime, hosted, config, findings))
-    if findings.step("secrets", config.secrets().make) is not None:
-        findings.ok("secrets", f"from {config.secrets().name}")
+    _check_providers(config, findings)
     findings.ok("telemetry", ", ".join(name for name, _ in runtime.telemetry.backends) or "none")
 
 
@@ -213,6 +213,19 @@ def _check_declarations(runtime: Runtime, agent: Agent, findings: Findings) -> b
         findings.step("output", lambda: runtime.output_parser(agent.output))
     findings.step("limits", lambda: runtime.limits_of(agent))
     return findings.step("tools", lambda: runtime.tools_of(agent)) is not None
+
+
+def _check_providers(config: Config, findings: Findings) -> None:
+    """Every secrets provider that is configured, also one that no reference of the configuration names."""
+
+    def make(name: str) -> str:
+        config.secrets(name).make()
+        return name
+
+    found = [findings.step("secrets", partial(make, name)) for name in config.secrets_providers]
+    working = [name for name in found if name is not None]
+    if working:
+        findings.ok("secrets", f"from {', '.join(working)}")
 
 
 async def _check_keys(runtime: Runtime, config: Config, findings: Findings) -> None:

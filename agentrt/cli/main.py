@@ -150,7 +150,7 @@ def _run(arguments: Sequence[str] | None, terminal: Terminal) -> int:
 
 def _misused(error: click.ClickException, terminal: Terminal) -> int:
     """One message, and where the help is; not the whole usage."""
-    message = error.format_message()
+    message = " ".join(error.format_message().split())  # click puts what can be chosen on lines of its own
     is_sentence = message[1:2].islower()
     terminal.error((message[:1].lower() + message[1:] if is_sentence else message).rstrip("."))
     if isinstance(error, click.UsageError):

@@ -226,6 +226,12 @@ class Config:
         """The provider of references that name none."""
         return str(plain(self._table("secrets").get("provider", "env")))
 
+    @property
+    def secrets_providers(self) -> list[str]:
+        """The default provider, then those with a table of their own in [secrets.providers]."""
+        own = self._table("secrets", "providers")
+        return [self.secrets_provider, *(name for name in own if name != self.secrets_provider)]
+
     def secrets(self, provider: str | None = None) -> PluginTable:
         """The secrets provider of this name (None: the default one), with its options: the rest of [secrets] for the
         default provider, [secrets.providers.NAME] for the others."""

@@ -220,6 +220,7 @@ def test_a_mistake_on_the_command_line(project: Path, arguments: tuple[str, ...]
     ("arguments", "message"),
     [
         (("run",), "missing argument 'TARGET'"),
+        (("completion",), "missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish"),
         (
             ("run", "agents:Echo", "two", "words"),
             'MESSAGE is one argument: put it in quotes, as in "two words"',

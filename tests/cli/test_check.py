@@ -173,6 +173,25 @@ def test_sinks_of_the_audit_log_are_made(project: Path, command: Command) -> Non
     assert "there is no plugin 'fil' in the group agentrt.audit; did you mean 'file'?" in ended.out
 
 
+def test_every_secrets_provider_that_is_configured_is_made(project: Path, command: Command) -> None:
+    (project / "agentrt.toml").write_text(
+        "[secrets.providers.file]\npath = 'secrets'\n[secrets.providers.shared]\nplugin = 'env'\nprefix = 'S_'\n"
+    )
+    assert ("ok", "secrets", "from env, file, shared") in lines(command("check", "agents:Bot").out)
+    (project / "agentrt.toml").write_text(
+        "[secrets]\nprovider = 'evn'\n[secrets.providers.file]\npth = 'secrets'\n[secrets.providers.none]\nx = 1\n"
+    )
+    ended = command("check", "agents:Bot")
+    problems = [text for state, _, text in lines(ended.out) if state == "problem"]
+    assert (ended.code, ended.err) == (2, "error: 3 problems found\n")
+    assert problems[0].startswith("agentrt.toml:2: there is no secrets provider 'evn'; did you mean 'env'?")
+    assert problems[1].startswith(
+        "agentrt.toml:4: [secrets.providers.file] has no 'pth'; did you mean 'path'?"
+    )
+    assert problems[2].startswith("agentrt.toml:5: ")
+    assert "'none'" in problems[2]
+
+
 def test_weights_that_are_missing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentrt.models.weights.find", lambda name: None)
     ended = command("check", "agents:Bot", "-m", "local:smollm2")

@@ -92,7 +92,10 @@ def test_what_is_wrong_is_told_before_the_run(
     keyed = (*arguments, "--set", 'encryption.keys=["secret://env/K1"]')
     ended = command(*keyed, "hi")
     assert (ended.code, ended.out) == (1, "")
-    assert "K1 is not set" in ended.err
+    assert ended.err == (
+        "error: secret://env/K1: the environment variable K1 is not set\n"
+        "  it is one of [encryption] keys (--set encryption.keys)\n"
+    )
     monkeypatch.setenv("K1", "hunter2hunter2")
     ended = command(*keyed, "hi")
     assert (ended.code, ended.out) == (2, "")
