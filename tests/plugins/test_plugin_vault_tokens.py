@@ -136,10 +136,17 @@ async def test_a_login_that_hangs_does_not_keep_us_from_closing(
     monkeypatch.setattr("agentrt_vault.session.REVOKE_LIMIT", 0.1)
     async with by_approle(front, token_policies=policy) as vault:
         front.answer_to[LOGIN] = Answer(500, delay=30.0)
-        reader = asyncio.create_task(read(vault, name))
+        readers = [asyncio.create_task(read(vault, name)) for _ in range(3)]
         await asyncio.to_thread(front.wait_for_requests, 1)
-    with pytest.raises(SecretUnavailable, match="is not read any more: it was closed"):
-        await reader
+    done, waiting = await asyncio.wait(readers, timeout=5.0)
+    assert not waiting
+    for reader in done:
+        with pytest.raises(
+            SecretUnavailable, match=r"^secret://vault/.* is not read any more: it was closed$"
+        ):
+            await reader
+    assert front.count(LOGIN) == 1  # the next reader has not tried another one
+    assert [task for task in asyncio.all_tasks() if "login" in task.get_name()] == []
 
 
 async def test_a_read_that_is_cancelled_at_any_moment_leaves_the_others_alone(
@@ -237,13 +244,22 @@ async def test_a_denial_is_no_reason_to_log_in_again(front: Front, name: str, po
 
 
 async def test_where_a_token_may_not_be_looked_up_one_login_and_one_more_try_are_made(
-    front: Front, name: str, policy: str
+    front: Front, name: str, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with by_approle(front, token_policies=policy, token_no_default_policy=True) as vault:
         with pytest.raises(SecretDenied):
             await vault.get(ref("app/other"))
         assert (front.count(LOGIN), front.count("/data/app/other")) == (2, 2)
         assert await read(vault, name) == "for-who-may"
+        for _ in range(5):
+            with pytest.raises(SecretDenied):
+                await vault.get(ref("app/other"))
+        # The first denial has shown what such a refusal is worth; after a while it is tried again.
+        assert (front.count(LOGIN), front.count("/data/app/other")) == (2, 7)
+        monkeypatch.setattr("agentrt_vault.session.DENIED_PAUSE", 0.0)
+        front.server.do("POST", "auth/token/revoke", {"token": tokens_of(front)[-1]})
+        assert await read(vault, name) == "for-who-may"
+        assert front.count(LOGIN) == 3
 
 
 async def test_a_login_that_fails_while_a_token_is_replaced_says_so(

@@ -95,7 +95,7 @@ class VaultSecrets:
     async def open(self, host: Host) -> None:
         """Take `host`, which resolves references among the options, and load the client, in a thread. The login is made
         when something is read."""
-        self._session.host = host
+        self._session.open(host)
         await asyncio.to_thread(importlib.import_module, "httpx2")
 
     async def aclose(self) -> None:

@@ -25,6 +25,10 @@ ROUNDING = 1.0
 REVOKE_LIMIT = 2.0
 """Seconds that revoking our tokens may take when we are closed."""
 
+DENIED_PAUSE = 30.0
+"""Seconds in which no token is replaced after one that was new was refused as well. Of one that may not look itself up
+nobody can say whether it is valid, and each denied read would leave another one at the server."""
+
 _LOGGING_IN: ContextVar[frozenset[int]] = ContextVar("agentrt_vault_logging_in", default=frozenset())
 """The sessions that are logging in for whoever runs now."""
 
@@ -45,6 +49,12 @@ class Session:
         self._login: asyncio.Task[Token] | None = None
         self._lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed_on: asyncio.AbstractEventLoop | None = None
+        self._denied_fresh = -math.inf
+
+    def open(self, host: Host) -> None:
+        """`host` resolves references by which we log in."""
+        self.host, self._closed_on = host, None
 
     async def ask(
         self,
@@ -80,6 +90,8 @@ class Session:
             if answer.status == 403 and await self._replace(token):
                 token = await self._valid()
                 answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
+                if answer.status == 403:
+                    self._denied_fresh = asyncio.get_running_loop().time()
         except SecretError as error:
             raise told_of(what, error) from error
         if answer.status == 403:
@@ -106,7 +118,9 @@ class Session:
         return self._token
 
     async def aclose(self) -> None:
-        """Revoke the tokens that our logins made, and so the leases that were given for them."""
+        """Revoke the tokens that our logins made, and so the leases that were given for them. Readers that still wait
+        for a login get SecretUnavailable: it would leave a token behind."""
+        self._closed_on = asyncio.get_running_loop()
         login = self._login
         if login is not None and self._loop is asyncio.get_running_loop():
             # Its token would be left behind, and the secret_id that it has just unwrapped be lost.
@@ -165,13 +179,16 @@ class Session:
                 return True
             if refused.left() > 0:
                 looked = await self._vault.ask("GET", "auth/token/lookup-self", token=refused.value)
-                if looked.ok:
+                now = asyncio.get_running_loop().time()
+                if looked.ok or (refused.made and now < self._denied_fresh + DENIED_PAUSE):
                     return False  # it is valid, so the refusal was meant
             return await self._log_in() is not refused
 
     async def _log_in(self) -> Token:
         """A new token. Whoever is cancelled meanwhile leaves the login to the others: it may use up what is good for
         one use."""
+        if self._closed_on is asyncio.get_running_loop():
+            raise self._closed()
         login = self._login
         if login is None:
             login = self._login = asyncio.create_task(
@@ -183,9 +200,7 @@ class Session:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if login.cancelled() and task is not None and not task.cancelling():
-                raise SecretUnavailable(
-                    f"vault at {self._vault.host} is not read any more: it was closed"
-                ) from None
+                raise self._closed() from None
             raise
 
     async def _logged_in(self) -> Token:
@@ -200,6 +215,9 @@ class Session:
             self._replaced = [old for old in (*self._replaced, known) if old.made and old.left() > 0]
         self._token = fresh
         return fresh
+
+    def _closed(self) -> SecretUnavailable:
+        return SecretUnavailable(f"vault at {self._vault.host} is not read any more: it was closed")
 
     def _check_references(self) -> None:
         """A reference to ourselves would wait for the login that waits for it."""
