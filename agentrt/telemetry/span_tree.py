@@ -46,6 +46,8 @@ _MOMENTS: dict[str, MomentKind] = {
 _ATTEMPT = re.compile(r"attempt \d+$")
 
 RUN_ID = "agentrt.run.id"
+COMPARED = 200
+"""Characters of a message that tell one error from another: a longer one is perhaps cut."""
 TOLERANCE_NS = 1_000_000
 """A child may begin this much before its parent without a word: clocks are read one after the other."""
 
@@ -117,6 +119,25 @@ class Node(Struct, eq=False):
             if event.name == "exception":
                 return str(event.attributes.get("exception.message", ""))
         return ""
+
+    @property
+    def began_here(self) -> bool:
+        """Whether it failed by an error of its own: one that did not come up from a child that failed. Without a
+        traceback that could say so, what failed below is taken to be why."""
+        failed = [child for child in self.children if child.failed]
+        if not self.failed or not failed:
+            return self.failed
+        traceback = self._traceback
+        return bool(traceback) and not any(_came_up(child, self, traceback) for child in failed)
+
+    @property
+    def _traceback(self) -> str:
+        """Of its last exception, with those that it came from."""
+        events = () if self.span is None else self.span.events
+        found = [
+            event.attributes.get("exception.stacktrace", "") for event in events if event.name == "exception"
+        ]
+        return str(found[-1]) if found else ""
 
     @property
     def tokens(self) -> tuple[int, int] | None:
@@ -208,18 +229,24 @@ class Tree(Struct, eq=False):
         return (sum(c[0] for c in counts), sum(c[1] for c in counts)) if counts else None
 
     def failures(self) -> list[Node]:
-        """Where errors began: failed nodes without a failed child. Failed attempts of a call that came right in the
-        end are no failures."""
+        """Where errors began. Failed attempts of a call that came right in the end are no failures."""
         found: list[Node] = []
         stack: list[tuple[Node, bool]] = [(root, True) for root in reversed(self.roots)]
         while stack:
             node, parent_failed = stack.pop()
-            children = node.children
-            is_origin = node.failed and not any(child.failed for child in children)
-            if is_origin and (parent_failed or node.kind != "attempt"):
+            if node.began_here and (parent_failed or node.kind != "attempt"):
                 found.append(node)
-            stack.extend((child, node.failed) for child in reversed(children))
+            stack.extend((child, node.failed) for child in reversed(node.children))
         return found
+
+
+def _came_up(child: Node, node: Node, traceback: str) -> bool:
+    """Whether the error of `child` is that of `node`, or one that it was raised from or in the handling of."""
+    if (child.error_type, child.message) == (node.error_type, node.message):
+        return True
+    if not child.message:
+        return child.error_type in traceback
+    return f"{child.error_type}: {child.message[:COMPARED]}" in traceback
 
 
 def build_trees(spans: Iterable[Span], logs: Iterable[LogLine] = ()) -> list[Tree]:

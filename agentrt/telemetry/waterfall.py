@@ -203,10 +203,9 @@ def _facts(item: Node | Moment | _Rest, look: Look) -> list[str]:
         return []
     facts = []
     if item.failed:
-        is_origin = not any(child.failed for child in item.children)
-        facts.append(
-            ": ".join(filter(None, (item.error_type, item.message if is_origin else ""))) or "failed"
-        )
+        is_said = any(child.failed and child.message == item.message for child in item.children)
+        message = "" if is_said else item.message
+        facts.append(": ".join(filter(None, (item.error_type, message))) or "failed")
     if item.is_degraded:
         facts.append("degraded")
     if item.attempts > 1:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import pytest
+from msgspec.structs import replace
 
+from agentrt import Context, Runtime
 from agentrt.telemetry import LogLine, Span, SpanEvent
 from agentrt.telemetry.look import ASCII, Look, cut, duration, printable
 from agentrt.telemetry.span_tree import Tree, build_trees
@@ -22,6 +25,7 @@ from tests.telemetry.example_runs import (
     large_run,
     simple_run,
 )
+from tests.telemetry.recording import Kept
 
 
 def tree_of(recorder: Recorder) -> Tree:
@@ -302,6 +306,59 @@ def test_a_failed_run_says_so_first_and_the_message_once_more_in_full() -> None:
     assert lines[0].startswith("Assistant · failed · 410 ms")
     assert lines[2].startswith("✗ invoke_agent Assistant")
     assert lines[-1] == "failed  chat gpt-5-mini: PermanentError: 401 Unauthorized: the key is wrong"
+
+
+async def closed() -> None:
+    raise OSError("the register is closed")
+
+
+async def handles(message: str, ctx: Context) -> None:
+    with contextlib.suppress(OSError):
+        await ctx.call("tool", "look_up", closed)
+    raise ValueError("no city of this name")
+
+
+async def raises_from(message: str, ctx: Context) -> None:
+    try:
+        await ctx.call("tool", "look_up", closed)
+    except OSError as error:
+        raise RuntimeError("cannot plan") from error
+
+
+async def lets_through(message: str, ctx: Context) -> None:
+    await ctx.call("tool", "look_up", closed)
+
+
+@pytest.mark.parametrize(
+    ("agent", "run_says", "began"),
+    [
+        (handles, "ValueError: no city of this name", ["invoke_agent handles", "execute_tool look_up"]),
+        (raises_from, "RuntimeError: cannot plan", ["execute_tool look_up"]),
+        (lets_through, "OSError", ["execute_tool look_up"]),
+    ],
+)
+@pytest.mark.asyncio
+async def test_a_run_says_its_own_error_whatever_failed_before(
+    agent: Any, run_says: str, began: list[str]
+) -> None:
+    kept = Kept(signals=("spans",))
+    async with Runtime(backends=[("kept", kept)]) as rt:
+        with pytest.raises(Exception, match=r"no city|cannot plan|is closed"):
+            await rt.run(agent, "Lisbon")
+    (tree,) = build_trees(kept.spans)
+    assert [node.name for node in tree.failures()] == began
+    lines = waterfall(tree, Look(width=110))
+    assert line_of(lines, f"invoke_agent {agent.__name__}").endswith(f" {run_says}")
+    assert line_of(lines, "execute_tool look_up").endswith("OSError: the register is closed")
+    assert [
+        line.removeprefix("failed  ").split(":")[0] for line in lines if line.startswith("failed  ")
+    ] == began
+
+
+def test_what_failed_below_is_why_if_no_traceback_says_otherwise() -> None:
+    bare = [replace(span, events=()) for span in failed_run().spans]
+    (tree,) = build_trees(bare)
+    assert not any(child.failed for node in tree.failures() for child in node.children)
 
 
 @pytest.mark.parametrize("width", [60, 80, 110, 200])
