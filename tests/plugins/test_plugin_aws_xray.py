@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from servers.programs import Moto
 from agentrt import plugins
 from agentrt.errors import ConfigError, PermanentError, ThrottledError, TransientError
 from agentrt.telemetry.signals import Batch, Link, Span, SpanEvent
+from agentrt.telemetry.tracing import exception_attributes
 from plugins.aws import aws_error, lead, without_credentials
 from plugins.signals import CHAT_ID, NOW, RESOURCE, ROOT_ID, TOOL_ID, TRACE_ID, batch
 
@@ -106,6 +107,94 @@ async def test_a_failure_has_its_cause_and_stack(aws: Moto) -> None:
     (failed,) = tool["cause"]["exceptions"]
     assert (failed["type"], failed["message"]) == ("OSError", "no disk")
     assert failed["stack"] == [{"path": "tools.py", "line": 7, "label": "search"}]
+
+
+async def no_disk() -> None:
+    raise OSError("no\n  disk")
+
+
+async def bad() -> None:
+    try:
+        await no_disk()
+    except OSError as error:
+        raise ValueError("bad: worse") from error
+
+
+async def several() -> None:
+    try:
+        raise ExceptionGroup("both", [KeyError("x"), TransientError("busy")])
+    except ExceptionGroup as error:
+        raise RuntimeError from error
+
+
+async def never_raised() -> None:
+    raise RuntimeError("top") from ThrottledError("429")
+
+
+async def handling() -> None:
+    try:
+        await bad()
+    except ValueError:
+        raise RuntimeError  # noqa: B904
+
+
+@pytest.mark.parametrize(
+    ("raises", "expected"),
+    [
+        (no_disk, [("OSError", "no\n  disk", "no_disk")]),
+        (bad, [("ValueError", "bad: worse", "bad"), ("OSError", "no\n  disk", "no_disk")]),
+        (
+            handling,
+            [
+                ("RuntimeError", "", "handling"),
+                ("ValueError", "bad: worse", "bad"),
+                ("OSError", "no\n  disk", "no_disk"),
+            ],
+        ),
+        (
+            several,
+            [("RuntimeError", "", "several"), ("ExceptionGroup", "both (2 sub-exceptions)", "several")],
+        ),
+        (
+            never_raised,
+            [("RuntimeError", "top", "never_raised"), ("agentrt.errors.ThrottledError", "429", "")],
+        ),
+    ],
+)
+async def test_what_an_exception_came_from_is_its_cause_with_its_message(
+    raises: Callable[[], Awaitable[None]], expected: list[tuple[str, str, str]]
+) -> None:
+    event = None
+    try:
+        await raises()
+    except Exception as error:
+        event = SpanEvent("exception", NOW, exception_attributes(error))
+    assert event is not None
+    found = shown(one(status="error", events=(event, event)))["cause"]["exceptions"]
+    assert len({each["id"] for each in found}) == len(found) == 2 * len(expected)
+    for chain in (found[: len(expected)], found[len(expected) :]):
+        assert [each.get("cause") for each in chain] == [*(each["id"] for each in chain[1:]), None]
+        names = [each.get("stack", [{"label": ""}])[0]["label"] for each in chain]
+        assert [
+            (each["type"], each["message"], name) for each, name in zip(chain, names, strict=True)
+        ] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no traceback",
+        "\n\nDuring handling of the above exception, another exception occurred:\n\n",
+        ": :",
+    ],
+)
+async def test_a_traceback_that_is_none_does_no_harm(text: str) -> None:
+    said = {"exception.type": "E", "exception.message": "m", "exception.stacktrace": text}
+    (first, *_) = shown(one(status="error", events=(SpanEvent("exception", NOW, said),)))["cause"][
+        "exceptions"
+    ]
+    assert (first["type"], first["message"]) == ("E", "m")
 
 
 @pytest.mark.parametrize(

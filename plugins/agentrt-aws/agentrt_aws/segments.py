@@ -38,6 +38,15 @@ CALLER = frozenset(
 """Errors that are the caller's: X-Ray's "error", shown in yellow. All others are a "fault", in red."""
 
 
+CHAINED = re.compile(
+    r"\n+(?:The above exception was the direct cause of the following exception"
+    r"|During handling of the above exception, another exception occurred):\n+"
+)
+"""Stands in a traceback between an exception and the one that came of it."""
+GROUP = re.compile(r"^  [|+] ?", re.MULTILINE)
+"""Before each line of a group's traceback; before those of its members it stands twice."""
+
+
 def document(span: Span, resource: Resource, annotations: Collection[str]) -> bytes:
     """One span as a JSON document of at most `DOCUMENT_BYTES`: the root of a trace and what serves a request as a
     segment, any other as a subsegment, which finds its segment by `parent_id`.
@@ -117,23 +126,44 @@ def _exceptions(span: Span, kind: str) -> list[dict[str, Any]]:
     found = [event for event in span.events if event.name == "exception"]
     if not found:
         return [{"id": span.span_id, "type": kind or "Error", "message": span.message}]
-    return [_exception(number, event, span) for number, event in enumerate(found)]
+    made: list[dict[str, Any]] = []
+    for event in found:
+        made += _exception(event, span, len(made))
+    return made
 
 
-def _exception(number: int, event: SpanEvent, span: Span) -> dict[str, Any]:
+def _exception(event: SpanEvent, span: Span, number: int) -> list[dict[str, Any]]:
+    """The exception of an event, and those that it came from, each the `cause` of the one before. Their types and
+    messages stand only in the traceback. `number`: of the exceptions that the document has already."""
     said = event.attributes
-    value = {
-        # Unique within the trace, as X-Ray wants it.
-        "id": f"{(int(span.span_id, 16) + number) % 2**64:016x}",
-        "type": str(said.get("exception.type", "Error")),
-        "message": str(said.get("exception.message", span.message)),
-    }
-    lines = re.findall(
-        r'^ *File "(.*)", line (\d+), in (.*)$', str(said.get("exception.stacktrace", "")), re.MULTILINE
-    )
+    *earlier, own = CHAINED.split(str(said.get("exception.stacktrace", "")))
+    kind, message = str(said.get("exception.type", "Error")), str(said.get("exception.message", span.message))
+    values = [{"type": kind, "message": message, **_stack(own)}]
+    for text in reversed(earlier):
+        kind, message = _headline(text)
+        values.append({"type": kind, "message": message, **_stack(text)})
+    # Unique within the trace, as X-Ray wants it.
+    ids = [f"{(int(span.span_id, 16) + number + place) % 2**64:016x}" for place in range(len(values))]
+    for value, id_, cause in zip(values, ids, [*ids[1:], ""], strict=True):
+        value["id"] = id_
+        if cause:
+            value["cause"] = cause
+    return values
+
+
+def _headline(traceback: str) -> tuple[str, str]:
+    """Type and message, which stand after the calls: the first line that is not indented, and what follows it."""
+    text = re.sub(r"\A.*Traceback \(most recent call last\):\n", "", GROUP.sub("", traceback).strip("\n"))
+    found = re.search(r"^\S.*", text, re.MULTILINE | re.DOTALL)
+    kind, _, message = (found[0] if found else text).partition(": ")
+    return kind.strip() or "Error", message.partition("\n-+-")[0].strip()
+
+
+def _stack(traceback: str) -> dict[str, Any]:
+    lines = re.findall(r'^ *File "(.*)", line (\d+), in (.*)$', GROUP.sub("", traceback), re.MULTILINE)
     # X-Ray shows the innermost call first.
     stack = [{"path": path, "line": int(line), "label": label} for path, line, label in reversed(lines)]
-    return {**value, "stack": stack} if stack else value
+    return {"stack": stack} if stack else {}
 
 
 def _event(event: SpanEvent) -> dict[str, Any]:
