@@ -19,6 +19,7 @@ import pytest
 from agentrt.errors import BudgetExceeded, ConfigError, Refused
 from agentrt.security.audit import AuditLog, acting
 from agentrt.security.audit.log_file import LogFile
+from agentrt.security.audit.record import Who
 from agentrt.security.audit.segments import segments
 from agentrt.telemetry.redaction import Redactor
 from security.audits import KEY, checked, items, records, written
@@ -121,7 +122,8 @@ async def test_any_text_and_any_argument_can_be_recorded(tmp_path: Path) -> None
     strange = [object(), 2**200, float("nan"), "\ud800", {1: {2: b"\xff"}}, cyclic, {"\udfff": 1}]
     async with AuditLog(path) as log:
         for value in strange:
-            log.intent("x\ud800\n", "ünï\0\ud800", arguments=value, details={"a\n": "\udfff"}).ended()
+            who = Who(actor="a\ud800", session="s\ud800", run="r\ud800", parent="p\ud800", trace="t\ud800")
+            log.intent("x\ud800\n", "ünï\0\ud800", who, arguments=value, details={"a\n": "\udfff"}).ended()
     assert len(records(path)) == 2 * len(strange)
     assert checked(path, None).ok
 

@@ -319,6 +319,10 @@ class Writer:
             record.on_behalf_of = printable(redact(record.on_behalf_of))
         if record.session is not None:
             record.session = printable(redact(record.session))
+        for name in ("run", "parent", "trace"):  # numbers, unless somebody else made them
+            value = getattr(record, name)
+            if value is not None:
+                setattr(record, name, printable(value))
         if record.arguments is not None:
             record.arguments = redact(record.arguments)  # again: more may be known by now
         if record.message is not None:
