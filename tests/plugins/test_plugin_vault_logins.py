@@ -20,6 +20,7 @@ from agentrt.config import Config
 from agentrt.errors import ConfigError
 from agentrt.runtime import Runtime
 from agentrt.secrets import SecretDenied
+from agentrt.testing.plain_host import PlainHost
 from plugins.vault import Signer, approle, data_of, opened, ref
 
 pytestmark = pytest.mark.asyncio
@@ -143,6 +144,67 @@ async def test_a_reference_needs_a_runtime(openbao: OpenBao) -> None:
     ):
         await vault.get(ref("app/db"))
     await vault.aclose()
+
+
+class Rotating(PlainHost):
+    """Leads to `later` after what it gave was refused."""
+
+    def __init__(self, reference: str, given: str, later: str) -> None:
+        super().__init__({reference: given})
+        self.later = {reference: later}
+        self.refused: list[str] = []
+
+    async def secret_rejected(self, reference: str, value: str, /) -> str:
+        self.refused.append(value)
+        return self.later[reference]
+
+
+async def test_a_secret_id_that_was_rotated_is_taken_when_the_old_one_is_refused(
+    openbao: OpenBao, name: str, policy: str
+) -> None:
+    mount, role_id, secret_id = approle(openbao, token_policies=policy)
+    for later, works in ((f"{secret_id}\n", True), ("a-wrong-one\n", False)):
+        host = Rotating(SECRET_ID, "a-wrong-one\n", later)
+        settings = AppRole(role_id=role_id, secret_id=SECRET_ID, mount=mount)
+        async with opened(openbao, approle=settings) as vault:
+            await vault.open(host)
+            if works:
+                assert data_of(await vault.get(ref(name))) == {"value": "for-who-may"}
+            else:
+                with pytest.raises(SecretDenied, match=f"^secret://vault/{name}: .* refused the login at"):
+                    await vault.get(ref(name))
+        assert host.refused == ["a-wrong-one\n"]  # as it was given, or nobody would know it again
+
+
+async def test_a_new_wrapping_token_is_taken_when_the_old_one_is_used_up(
+    openbao: OpenBao, name: str, policy: str
+) -> None:
+    mount, role_id, _ = approle(openbao, token_policies=policy)
+    used = _wrapped(openbao, mount)
+    openbao.ask("POST", "sys/wrapping/unwrap", token=used)
+    host = Rotating(SECRET_ID, used, _wrapped(openbao, mount))
+    settings = AppRole(role_id=role_id, secret_id=SECRET_ID, wrapped=True, mount=mount)
+    async with opened(openbao, approle=settings) as vault:
+        await vault.open(host)
+        assert data_of(await vault.get(ref(name))) == {"value": "for-who-may"}
+    assert host.refused == [used]
+
+
+async def test_a_token_that_was_rotated_is_taken_when_the_old_one_is_refused(
+    openbao: OpenBao, name: str, policy: str
+) -> None:
+    old, new = (
+        openbao.do("POST", "auth/token/create", {"policies": [policy]})["auth"]["client_token"]
+        for _ in range(2)
+    )
+    host = Rotating("secret://env/T", old, new)
+    async with opened(openbao, token="secret://env/T") as vault:
+        await vault.open(host)
+        assert data_of(await vault.get(ref(name))) == {"value": "for-who-may"}
+        assert host.refused == []
+        openbao.do("POST", "auth/token/revoke", {"token": old})
+        assert data_of(await vault.get(ref(name))) == {"value": "for-who-may"}
+        assert host.refused == [old]
 
 
 # --- wrapped secret_ids ----------------------------------------------------------------------------------------

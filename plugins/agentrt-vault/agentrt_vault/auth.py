@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +96,7 @@ def check_mount(mount: str, name: str = "mount") -> str:
 class Token(Struct, eq=False):
     """A token that is in use. `made`: by a login of ours, which can be repeated; `revocable`: it is ours to revoke.
     `ttl`: seconds that it had when it was made; `ends`: when its time is over, by the event loop's clock (inf: never).
+    `is_known`: False if the server did not let it look itself up.
     """
 
     value: str
@@ -104,6 +105,7 @@ class Token(Struct, eq=False):
     ends: float
     renewable: bool
     revocable: bool = False
+    is_known: bool = True
 
     def left(self) -> float:
         """Seconds until it ends; inf if it does not."""
@@ -137,6 +139,41 @@ class Method(Protocol):
     async def log_in(self, vault: Vault, host: Host | None) -> Token: ...
 
 
+class Credential:
+    """What we log in with: a text among the options, or what a reference there leads to, whose rotation is followed."""
+
+    def __init__(self, name: str, value: str) -> None:
+        self.name = name
+        self.value = value
+        self._found = ""  # as it came, when it was last resolved
+
+    async def read(self, host: Host | None) -> str:
+        if not is_reference(self.value):
+            return self.value
+        if host is None:
+            raise ConfigError(
+                f"{self.name} is the reference {self.value}, and only a runtime resolves those: run it in a Runtime"
+            )
+        return await self._resolved(host.secret(self.value))
+
+    async def rotated(self, host: Host | None) -> str | None:
+        """After what was read was refused: what the reference leads to, if that is another one by now."""
+        if host is None or not is_reference(self.value):
+            return None
+        refused = self._found
+        other = await self._resolved(host.secret_rejected(self.value, refused))
+        return None if self._found == refused else other
+
+    async def _resolved(self, resolving: Awaitable[str]) -> str:
+        try:
+            self._found = await resolving
+        except PermanentError as error:
+            # Not found or not readable: not what was asked for, but what we log in with.
+            why = str(error).removeprefix(f"{self.value}: ")
+            raise SecretDenied(f"{self.name} = {self.value}: {why}") from error
+        return self._found.strip()
+
+
 class GivenToken:
     """A token that somebody else made: `value` (or a reference to it), or `file`, read whenever it is needed anew."""
 
@@ -144,17 +181,23 @@ class GivenToken:
 
     def __init__(self, value: str | None, file: str | None) -> None:
         self.references: Sequence[str] = (value,) if value is not None else ()
+        self._given = Credential("token", value or "")
         self._file = file
 
     async def log_in(self, vault: Vault, host: Host | None) -> Token:
         if self._file is not None:
-            value = await _read("token_file", self._file)
-        else:
-            value = await _resolved("token", self.references[0], host)
+            return await self._looked_at(await _read("token_file", self._file), vault)
+        token = await self._looked_at(await self._given.read(host), vault)
+        if token.is_known:
+            return token
+        other = await self._given.rotated(host)
+        return token if other is None else await self._looked_at(other, vault)
+
+    async def _looked_at(self, value: str, vault: Vault) -> Token:
         answer = await vault.ask("GET", "auth/token/lookup-self", token=checked("token", value))
         if not answer.ok:
             # It is not valid, or may not look itself up: what is read with it will tell.
-            return Token(value, False, math.inf, math.inf, False)
+            return Token(value, False, math.inf, math.inf, False, is_known=False)
         data = answer.data()
         # A token without an end has no time of it; the seconds that are left are cut to whole ones.
         ttl = math.inf if data.get("expire_time") is None else max(float(data.get("ttl") or 0.0), 0.5)
@@ -169,25 +212,34 @@ class AppRoleLogin:
     def __init__(self, settings: AppRole) -> None:
         self.references: Sequence[str] = (settings.role_id, settings.secret_id or "")
         self._settings = settings
+        self._role_id = Credential("role_id", settings.role_id)
+        self._secret_id = Credential("secret_id", settings.secret_id or "")
         self._unwrapped: tuple[str, str] | None = None  # the wrapping token and what was in it
 
     async def log_in(self, vault: Vault, host: Host | None) -> Token:
-        settings = self._settings
-        body = {"role_id": await _resolved("role_id", settings.role_id, host)}
-        secret_id = await self._secret_id(vault, host)
-        if secret_id is not None:
-            body["secret_id"] = secret_id
-        path = f"auth/{settings.mount}/login"
+        role_id, found = await self._role_id.read(host), await self._found(host)
+        try:
+            return await self._with(role_id, found, vault)
+        except SecretDenied:
+            other = await self._secret_id.rotated(host)
+            if other is None:
+                raise
+        return await self._with(role_id, other, vault)
+
+    async def _found(self, host: Host | None) -> str | None:
+        """The secret_id, or what wraps it; None for a role that wants none."""
+        if self._settings.secret_id_file is not None:
+            return await _read("secret_id_file", self._settings.secret_id_file)
+        return None if self._settings.secret_id is None else await self._secret_id.read(host)
+
+    async def _with(self, role_id: str, found: str | None, vault: Vault) -> Token:
+        body = {"role_id": role_id}
+        if found is not None:
+            body["secret_id"] = await self._plain(checked("secret_id", found), vault)
+        path = f"auth/{self._settings.mount}/login"
         return logged_in(await vault.ask("POST", path, body=body), vault, path, "role_id and secret_id")
 
-    async def _secret_id(self, vault: Vault, host: Host | None) -> str | None:
-        if self._settings.secret_id_file is not None:
-            found = await _read("secret_id_file", self._settings.secret_id_file)
-        elif self._settings.secret_id is not None:
-            found = await _resolved("secret_id", self._settings.secret_id, host)
-        else:
-            return None
-        checked("secret_id", found)
+    async def _plain(self, found: str, vault: Vault) -> str:
         if not self._settings.wrapped:
             return found
         if self._unwrapped is None or self._unwrapped[0] != found:
@@ -255,20 +307,6 @@ def checked(name: str, value: str) -> str:
             f"{name}: what was found there is empty, or holds blanks or characters outside ASCII"
         )
     return value
-
-
-async def _resolved(name: str, value: str, host: Host | None) -> str:
-    if not is_reference(value):
-        return value
-    if host is None:
-        raise ConfigError(
-            f"{name} is the reference {value}, and only a runtime resolves those: run it in a Runtime"
-        )
-    try:
-        return (await host.secret(value)).strip()
-    except PermanentError as error:
-        # Not found or not readable: not what was asked for, but what we log in with.
-        raise SecretDenied(f"{name} = {value}: {str(error).removeprefix(f'{value}: ')}") from error
 
 
 async def _read(name: str, file: str) -> str:

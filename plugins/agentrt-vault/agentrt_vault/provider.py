@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 from agentrt import options
 from agentrt.errors import ConfigError
 from agentrt.plugins import Host
-from agentrt.secrets import SecretDenied, SecretInvalid, SecretNotFound, SecretRef, SecretValue
+from agentrt.secrets import SecretInvalid, SecretNotFound, SecretRef, SecretValue
 from agentrt.telemetry.http import check_url
 from agentrt_vault.auth import AppRole, AppRoleLogin, GivenToken, Jwt, JwtLogin, Kubernetes, Method, Token
 from agentrt_vault.places import Credentials, Kv, Places
@@ -259,12 +259,9 @@ class VaultSecrets:
         version = self._kv_version or self._detected.get(mount)
         if version is not None:
             return version
-        try:
-            answer = await self._session.ask(str(what), "GET", f"sys/internal/ui/mounts/{mount}")
-        except SecretDenied:
-            # So it answers as well if there is no such mount. Reading as from version 2 tells which it is.
-            return 2
-        if not answer.ok:
+        answer = await self._session.ask_if_allowed(str(what), "GET", f"sys/internal/ui/mounts/{mount}")
+        if answer is None or not answer.ok:
+            # It denies this, too, if there is no such mount. Reading as from version 2 tells which it is.
             return 2
         data = answer.data()
         if data.get("type") not in ("kv", "generic"):

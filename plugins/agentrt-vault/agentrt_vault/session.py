@@ -82,24 +82,18 @@ class Session:
         query: Mapping[str, str] | None = None,
     ) -> tuple[Answer, Token]:
         """The same with the token that was used: what was given for it ends with it."""
-        if id(self) in _LOGGING_IN.get():
-            raise self._circular(what)
-        try:
-            token = await self._valid()
-            answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
-            if answer.status == 403 and await self._replace(token):
-                token = await self._valid()
-                answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
-                if answer.status == 403:
-                    self._denied_fresh = asyncio.get_running_loop().time()
-        except SecretError as error:
-            raise told_of(what, error) from error
+        answer, token = await self._asked(what, method, path, body=body, query=query)
         if answer.status == 403:
             raise SecretDenied(
                 f"{what}: vault at {self._vault.host} denies {method} {path} ({answer.said or 'HTTP 403'}): a policy "
                 f"of our token must allow it{self._hint()}"
             )
         return answer, token
+
+    async def ask_if_allowed(self, what: str, method: str, path: str) -> Answer | None:
+        """The same for what our token need not be allowed: None if it is denied. A login that is refused raises."""
+        answer, _ = await self._asked(what, method, path)
+        return None if answer.status == 403 else answer
 
     async def extend(self, seconds: float) -> None:
         """See to it that the token lasts `seconds`: by renewing it or, where that is not enough, by another login."""
@@ -134,6 +128,29 @@ class Session:
         )
 
     # --- inside --------------------------------------------------------------------------------------------
+
+    async def _asked(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> tuple[Answer, Token]:
+        if id(self) in _LOGGING_IN.get():
+            raise self._circular(what)
+        try:
+            token = await self._valid()
+            answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
+            if answer.status == 403 and await self._replace(token):
+                token = await self._valid()
+                answer = await self._vault.ask(method, path, token=token.value, body=body, query=query)
+                if answer.status == 403:
+                    self._denied_fresh = asyncio.get_running_loop().time()
+        except SecretError as error:
+            raise told_of(what, error) from error
+        return answer, token
 
     async def _valid(self) -> Token:
         token = self._token
