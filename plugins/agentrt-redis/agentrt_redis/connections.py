@@ -89,6 +89,11 @@ class Connections:
             await self.aclose()
             self._address = None
 
+    async def drop_idle(self) -> None:
+        """Close the connections that nobody uses: the next question makes a new one."""
+        if self._client is not None:
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+
     async def aclose(self) -> None:
         client, self._client = self._client, None
         if client is not None:

@@ -132,7 +132,7 @@ class RedisLimits:
 
     async def _ask(self, question: Callable[[Redis], Awaitable[Any]]) -> Any:
         """The server's answer, or None if there is none."""
-        from redis.exceptions import AuthenticationError, RedisError
+        from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
         now = asyncio.get_running_loop().time
         if self._failed_at is not None and now() < self._ask_again:
@@ -153,6 +153,10 @@ class RedisLimits:
             if isinstance(error, AuthenticationError):
                 await self._connections.refused()
             self._failed(f"{type(error).__name__}: {error}")
+            if isinstance(error, ResponseError):
+                # It may have become a replica, and its name may lead to another server by now. Only now: what has
+                # failed is left alone, so that nobody takes a connection that is being closed.
+                await self._connections.drop_idle()
             return None
         finally:
             self._permits.release()
