@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -217,7 +218,18 @@ def _mismatch(option: Option, value: Any, where: Where, detail: str) -> str:
     if not inside and (", got " in what or what.startswith("Invalid enum value")):
         return f"{name} must be {option.allowed}, not {given}"
     place = inside.rstrip("`")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", what):
+        known = {each.name for cls in _structs(option.plain) for each in msgspec.structs.fields(cls)}
+        return f"{name}{place} has no {unknown[1]!r}{choices(unknown[1], known)}"
     return f"{name}{place}: {what[:1].lower()}{what[1:].replace('`', '')}, not {given}"
+
+
+def _structs(plain: Any) -> Iterator[type[Struct]]:
+    """The Structs that a type mentions, such as those of a list of tables."""
+    if isinstance(plain, type) and issubclass(plain, Struct):
+        yield plain
+    for argument in typing.get_args(plain):
+        yield from _structs(argument)
 
 
 def _takes_bool(plain: Any) -> bool:

@@ -157,5 +157,7 @@ def _as_text(output: Any, ctx: Context) -> str:
         return encode_result(output, tool=ctx.agent_name)
     except ConfigError:
         kind = type(output).__name__
-        ctx.warn(f"{ctx.agent_name} returned a {kind}, which has no JSON form; its text is str() of it")
+        ctx.warn(
+            f"{ctx.agent_name} returned a value of type {kind}, which has no JSON form; its text is str() of it"
+        )
         return str(output)

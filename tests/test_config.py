@@ -483,6 +483,13 @@ def test_a_table_of_a_backend_that_does_not_exist_is_refused_though_it_is_not_us
     load("[rate_limits]\nbackend = 'shared'\n[rate_limits.shared]\nplugin = 'memory'\n")
 
 
+def test_what_is_no_expression_to_redact_is_told_where_it_stands(refused: Callable[..., str]) -> None:
+    message = refused("[telemetry]\nsample = 1\nredact = ['ACME-[0-9]{8}', '(']\n")
+    assert message.startswith(
+        "agentrt.toml:3: [telemetry] redact: '(' is not a regular expression: missing )"
+    )
+
+
 def test_what_an_audit_log_does_when_it_fails_has_no_off(refused: Callable[..., str]) -> None:
     for value in ("false", "'no'"):
         message = refused(f"[audit]\npath = 'a'\non_failure = {value}\n").replace('"', "'")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NewType, Protocol, TypedDict
 import msgspec
 import pytest
 
+from agentrt.config.sections import LogSection
 from agentrt.decode import (
     Text,
     Where,
@@ -227,6 +228,14 @@ def test_a_value_inside_a_list_or_beyond_a_bound_is_named() -> None:
     assert refused(bounded=10) == "agentrt.toml:3: models.acme.bounded: expected int <= 9, not 10"
     assert refused(points=[{"x": "a"}]).startswith(
         "agentrt.toml:3: models.acme.points[0].x: expected int, got str"
+    )
+
+
+def test_an_unknown_key_in_a_table_of_a_list_gets_a_suggestion_and_the_list() -> None:
+    outputs = [{"to": "a.log"}, {"to": "b.log", "levle": "info"}]
+    assert refused(cls=LogSection, outputs=outputs) == (
+        "agentrt.toml:3: models.acme.outputs[1] has no 'levle'; did you mean 'level'? "
+        "There are: format, keep, level, rotation, to"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
@@ -247,8 +248,18 @@ class TelemetrySection(Struct, frozen=True, kw_only=True):
         options.count("value_bytes", self.value_bytes)
         options.count("queue", self.queue)
         options.seconds("interval", self.interval)
+        for pattern in self.redact:
+            _expression("redact", pattern)
         if self.service is not None:
             options.text("service", self.service)
+
+
+def _expression(name: str, pattern: str) -> None:
+    """Refuse what is no regular expression here, where the place in the file is known."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{name}: {pattern!r} is not a regular expression: {error}") from error
 
 
 def _level(name: str, value: str) -> str:

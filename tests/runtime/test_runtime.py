@@ -360,7 +360,7 @@ async def test_an_output_without_a_json_form_is_given_as_it_is_with_a_warning() 
     async with Runtime() as rt, rt.stream(agent, "go") as run:
         seen = [event async for event in run]
     assert run.result.text == "a thing"
-    assert "returned a Thing, which has no JSON form" in seen[1].message
+    assert "returned a value of type Thing, which has no JSON form" in seen[1].message
 
 
 async def test_two_agents_of_one_name_keep_their_own_stages() -> None:
