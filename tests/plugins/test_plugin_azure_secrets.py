@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from agentrt_azure import AzureSecrets
+from servers.certificates import Certificate
 from servers.faulty import Refusing
 from servers.http_server import Answer, HttpServer
 from servers.key_vault import TENANT, TOKEN, KeyVault, key_vault_error
@@ -235,6 +236,20 @@ async def test_what_is_no_answer_of_key_vault_is_not_shown(
     with vault.failing(Answer(200, body, JSON)), told as caught:
         await read("db", **options(vault))
     assert VALUE not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.asyncio
+async def test_a_redirect_is_not_followed(status: int, vault: KeyVault, certificate: Certificate) -> None:
+    with HttpServer(tls=certificate.server_context()) as other:
+        leads = {**JSON, "Location": f"https://localhost:{other.port}/secrets/db"}
+        with vault.failing(Answer(status, b"{}", leads)):
+            said = await refused("db", SecretUnavailable, **options(vault))
+        assert said.startswith(f"secret://azure/db: Key Vault answered HTTP {status}: ")
+        assert said.endswith("Redirects are not followed: check `vault_url` and what stands between")
+        vault.tokens = Answer(status, b"{}", leads)
+        await refused("db", SecretDenied, **options(vault))
+        assert other.requests == []
 
 
 @pytest.mark.asyncio

@@ -91,7 +91,8 @@ class AzureClient:
             connection_timeout=self.timeout,
             read_timeout=self.timeout,
         )
-        common: dict[str, Any] = {"transport": transport, "retry_total": 0}
+        # A redirect would take the token along, or the password: neither service makes any.
+        common: dict[str, Any] = {"transport": transport, "retry_total": 0, "permit_redirects": False}
         try:
             credential = make_credential(self.identity, self.fields, common)
             client = SecretClient(

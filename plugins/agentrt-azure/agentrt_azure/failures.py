@@ -118,6 +118,10 @@ def _answered(error: exceptions.HttpResponseError, what: str, permission: str) -
         )
     if status == 429:
         return SecretThrottled(head, retry_after=wait)
+    if 300 <= status < 400:
+        return SecretUnavailable(
+            f"{head}. Redirects are not followed: check `vault_url` and what stands between"
+        )
     if 400 <= status < 500 and status != 408:
         return SecretInvalid(f"{head}. Correct the name or the version in the reference")
     return SecretUnavailable(head, retry_after=wait)
