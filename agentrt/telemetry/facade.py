@@ -247,7 +247,7 @@ class RuntimeTelemetry:
         """All metrics, with everything that was recorded until now."""
         with self.meter.lock:
             self._measures.add_noted()
-        self._processor.drain()
+        self._processor.measure()
         return tuple(map(self.redactor.metric, self.meter.snapshot()))
 
     async def flush(self, seconds: float = 5.0) -> bool:

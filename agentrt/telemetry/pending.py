@@ -23,7 +23,8 @@ else:
 
 
 class Pending:
-    """`offer` puts an item in from any thread, `take` and `taken` are for the one thread that works on them.
+    """`offer` puts an item in from any thread, `take` and `taken` are for the one thread that works on them. `take` and
+    `look_ahead` exclude each other: whoever calls them sees to that.
 
     `limit`: items that may wait. `signal_of(item)`: under what name a lost one is counted. `start`: called when
     something is there and nobody is at work: `is_idle` was True, and is False from then on. `quick`: the usual case of
@@ -45,6 +46,7 @@ class Pending:
         self.is_idle = True
         self.items.clear()
         self._in_hand: list[Any] = []
+        self._seen = 0
         self._lost: Counter[tuple[str, str]] = Counter()
         self._counting = threading.RLock()  # a `__del__` may log in the middle of it
 
@@ -77,12 +79,22 @@ class Pending:
             self.is_idle = False
         return self.is_idle
 
-    def take(self, count: int) -> list[Any]:
-        """At most `count` items, which count as waiting until `taken`."""
+    def take(self, count: int) -> tuple[list[Any], list[Any]]:
+        """At most `count` items, which count as waiting until `taken`; and those of them that nobody has seen yet."""
         items = self.items
         with self._counting:
             in_hand = self._in_hand = [items.popleft() for _ in range(min(count, len(items)))]
-        return in_hand
+            unseen = in_hand[self._seen :]
+            self._seen = max(0, self._seen - len(in_hand))
+        return in_hand, unseen
+
+    def look_ahead(self) -> list[Any]:
+        """What waits and nobody has seen yet. It goes on waiting."""
+        with self._counting:
+            items = list(self.items)  # in one step, whoever appends meanwhile
+            unseen = items[self._seen :]
+            self._seen = len(items)
+        return unseen
 
     def taken(self, items: list[Any]) -> bool:
         """They are done with; False if they were given up while something of the user's hung: counted already."""
@@ -119,9 +131,13 @@ class Pending:
         self.limit = 0
 
     def give_up(self) -> None:
-        """What waits, and what is in the hand of a thread that hangs, is lost."""
+        """What waits, and what is in the hand of a thread that hangs, is lost; but not the values of metrics that were
+        seen: there is no more to do with them."""
         with self._counting:
-            left, self._in_hand = [*self._in_hand, *self.items], []
+            waiting = list(self.items)
+            seen, unseen = waiting[: self._seen], waiting[self._seen :]
+            left = [*self._in_hand, *(item for item in seen if self._signal_of(item) != "metrics"), *unseen]
+            self._in_hand, self._seen = [], 0
             self.items.clear()
             for item in left:
                 self._lose(item, "shutdown")

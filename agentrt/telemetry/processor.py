@@ -104,7 +104,7 @@ class Processor:
         self._makers: dict[type, Callable[[Any, _Made], None]] = {
             Call: self._call,
             EndedRun: self._run_ended,
-            Measured: lambda measured, made: self._record(measured),
+            Measured: lambda measured, made: None,  # it is measured, and that was all
             LogLine: lambda line, made: made.lines.append(line),
             Span: lambda span, made: made.spans.append(span),
         }
@@ -121,6 +121,7 @@ class Processor:
         self._told: set[str] = set()
         self._starting = threading.Lock()
         self._draining = threading.Lock()
+        self._measuring = threading.RLock()  # the `__str__` of a tag may ask for the metrics
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -257,11 +258,29 @@ class Processor:
         self._tell(failures)
         return True
 
+    def measure(self, seconds: float = 5.0) -> bool:
+        """Add everything that waits to the metrics now, here. No signals are made of it: that takes ten times as long,
+        and is left to the thread. False if another thread is at it for `seconds`."""
+        if not self._measuring.acquire(timeout=max(0.0, seconds)):
+            return False
+        made = _Made()
+        try:
+            unseen = self._pending.look_ahead()
+            for start in range(0, len(unseen), CHUNK):
+                self._measure_all(unseen[start : start + CHUNK], made)
+            self._count_failures(made)
+            self._count_lost()
+        finally:
+            self._measuring.release()
+        self._tell(made.failures)
+        return True
+
     def _drain_chunk(self) -> list[_Failure]:
-        items = self._pending.take(CHUNK)
         made = _Made()
         self._looked_at = None
-        self._measure_all(items, made)
+        with self._measuring:
+            items, unseen = self._pending.take(CHUNK)
+            self._measure_all(unseen, made)
         for item in items:
             self._make(item, made)
         spans = self._cleaned(self._clean_span, made.spans, made, done=made.clean)
@@ -274,7 +293,7 @@ class Processor:
         return made.failures
 
     def _measure_all(self, items: list[Any], made: _Made) -> None:
-        """Add `items` to the metrics: the part that runs no code of the user's, under the lock."""
+        """Add `items` to the metrics; those that run no code of the user's first, under the lock."""
         measurers = self._measurers
         with self._meter.lock:
             for item in items:
@@ -284,6 +303,12 @@ class Processor:
                         measure(item)
                     except Exception as error:
                         made.fail(item, error, signal="metrics")
+        for item in items:
+            if type(item) is Measured:
+                try:
+                    self._record(item)
+                except BaseException as error:  # as in `_make`
+                    made.fail(item, error)
 
     def _make(self, item: Any, made: _Made) -> None:
         try:
