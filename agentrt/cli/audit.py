@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -197,34 +198,36 @@ def tail(terminal: Terminal, path: Path, follow: bool, count: int, as_json: bool
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     try:
-        whole: deque[bytes] = deque(maxlen=count)
-        rest = b""
-        for line in file:
-            if line.endswith(b"\n"):
-                whole.append(line)
-            else:
-                rest = line
-        for line in whole:
+        last: deque[bytes] = deque(maxlen=count)
+        read = _read_lines(file, 0, last.append)
+        for line in last:
             _print(line, terminal, as_json=as_json)
         while follow:
             time.sleep(POLL)
-            rest = _print_new(file, rest, terminal, as_json=as_json)
-            if _is_another(path, file):
-                rest = _print_new(file, rest, terminal, as_json=as_json)
+            is_over = _is_another(path, file)  # asked first: what was written before is read then
+            read = _read_lines(file, read, lambda line: _print(line, terminal, as_json=as_json))
+            if is_over:
                 following = path.open("rb")
                 file.close()
-                file = following
+                file, read = following, 0
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is not there any more") from error
     finally:
         file.close()
     return OK
 
 
-def _print_new(file: BinaryIO, rest: bytes, terminal: Terminal, *, as_json: bool) -> bytes:
-    """Print what was written since the last look; what is left of a line that has no end yet."""
-    *lines, rest = (rest + file.read()).split(b"\n")
-    for line in lines:
-        _print(line + b"\n", terminal, as_json=as_json)
-    return rest
+def _read_lines(file: BinaryIO, position: int, take: Callable[[bytes], object]) -> int:
+    """Give the whole lines from `position` on to `take`; returns where the next one begins. Half a line is read again:
+    it may go on, or be cut off by the next process that opens the log."""
+    file.seek(min(position, os.fstat(file.fileno()).st_size))
+    position = file.tell()
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        position += len(line)
+        take(line)
+    return position
 
 
 def _is_another(path: Path, file: BinaryIO) -> bool:
@@ -236,7 +239,6 @@ def _is_another(path: Path, file: BinaryIO) -> bool:
 
 
 def _print(line: bytes, terminal: Terminal, *, as_json: bool) -> None:
-
     from agentrt.cli.audit_lines import other
     from agentrt.security.audit.record import NOT_A_LINE, decode
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from agentrt import Runtime, tool
+from agentrt.cli.audit import _read_lines
 from agentrt.config import Config
 from agentrt.security.audit import AuditLog, acting
 from tests.cli.commands import environment
@@ -248,6 +249,23 @@ def test_following_goes_on_in_the_next_file(project: Path) -> None:
     things = [item["resource"] for line in out.splitlines() if (item := json.loads(line))["type"] == "record"]
     assert things == [f"thing:{number}" for number in range(1, 8) for _ in range(3)]
     assert len([name for name in os.listdir(project) if name.startswith("a.0")]) >= 1
+
+
+@pytest.mark.parametrize("cut", [len("first\nha"), len("first\n"), len("fi")])
+def test_following_goes_on_where_a_log_was_cut(tmp_path: Path, cut: int) -> None:
+    """By the next process that opens it, after one that was killed; or by one whose disk was full for a while."""
+    path = tmp_path / "a"
+    path.write_bytes(b"first\nhalf a line that is rather long")
+    shown: list[bytes] = []
+    with path.open("rb") as file:
+        read = _read_lines(file, 0, shown.append)
+        os.truncate(path, cut)
+        read = _read_lines(file, read, shown.append)
+        assert shown == [b"first\n"]
+        with path.open("ab") as more:
+            more.write(b"...\n")
+        assert _read_lines(file, read, shown.append) == cut + 4
+    assert shown[1:] == [b"ha...\n" if cut == 8 else b"...\n"]
 
 
 # --- help ------------------------------------------------------------------------------------------------
