@@ -24,7 +24,10 @@ class Env:
         variable = self.prefix + ref.name
         if ref.version is not None:
             raise SecretInvalid(f"{ref}: environment variables have no versions")
-        value = self._environ.get(variable)
+        try:
+            value = self._environ.get(variable)
+        except UnicodeEncodeError:  # half of a surrogate pair
+            raise SecretInvalid(f"{ref}: no environment variable can have such a name") from None
         if value is None:
             raise SecretNotFound(f"{ref}: the environment variable {variable} is not set")
         if not value:

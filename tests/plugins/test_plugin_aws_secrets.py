@@ -308,6 +308,19 @@ async def test_an_error_of_the_service_becomes_the_right_one_and_is_not_tried_ag
     assert any(words in said for words in says.split("|"))
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.asyncio
+async def test_a_redirect_is_not_followed(
+    status: int, monkeypatch: pytest.MonkeyPatch, answering: Callable[..., HttpServer]
+) -> None:
+    other = answering(200, json.dumps({"SecretString": "of-somebody-else"}).encode())
+    lead(monkeypatch, answering(status, b"", {"Location": f"{other.url}/"}))
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a-token-of-a-session")
+    said = await refused("prod/db", SecretUnavailable)
+    assert said.endswith("Redirects are not followed: check `endpoint` and what stands between")
+    assert other.requests == []
+
+
 @pytest.mark.asyncio
 async def test_throttling_and_failing_say_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     headers = {"Retry-After": "7"}

@@ -34,3 +34,8 @@ async def test_a_variable_that_is_missing_or_empty_is_named(monkeypatch: pytest.
 async def test_a_variable_has_no_versions() -> None:
     with pytest.raises(SecretInvalid, match="environment variables have no versions"):
         await Env().get(SecretRef("PATH", version="2"))
+
+
+async def test_a_name_that_no_variable_can_have_is_refused() -> None:
+    with pytest.raises(SecretInvalid, match=r"^secret://env/%5Cud800: no environment variable can have such"):
+        await Env().get(SecretRef("\ud800", "env"))

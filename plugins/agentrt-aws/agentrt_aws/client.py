@@ -120,12 +120,15 @@ class AwsClient:
         session = await asyncio.to_thread(self._loaded)
         from aiobotocore.config import AioConfig
 
+        from agentrt_aws.connections import Connections
+
         timeout = self.place.timeout
         config = AioConfig(
             connect_timeout=timeout,
             read_timeout=timeout,
             retries={"total_max_attempts": 1, "mode": "standard"},
             user_agent_extra="agentrt",
+            http_session_cls=Connections,
         )
         stack = AsyncExitStack()
         self._client = await stack.enter_async_context(

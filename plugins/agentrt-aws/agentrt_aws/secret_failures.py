@@ -110,6 +110,10 @@ def answered(
         return SecretDenied(
             f"{head}. Allow {permission} on it to the user or role, and kms:Decrypt if the secret has a key of its own"
         )
+    if 300 <= status < 400:
+        return SecretUnavailable(
+            f"{head}. Redirects are not followed: check `endpoint` and what stands between"
+        )
     return SecretUnavailable(head, retry_after=wait)
 
 

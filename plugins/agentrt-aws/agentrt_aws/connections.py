@@ -1,0 +1,26 @@
+"""boto's connections, which follow no redirect.
+
+boto itself follows none either, but aiohttp does, wherever it leads and from https to http: with the session token, and
+what answers there would pass for AWS.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from aiobotocore.httpsession import AIOHTTPSession
+
+__all__ = ["Connections"]
+
+
+class Connections(AIOHTTPSession):  # type: ignore[misc]  # without types
+    async def _get_session(self, proxy_url: str | None) -> _Requests:
+        return _Requests(await super()._get_session(proxy_url))
+
+
+class _Requests:
+    """Of a session of aiohttp what aiobotocore uses."""
+
+    def __init__(self, session: Any) -> None:
+        self.request = partial(session.request, allow_redirects=False)
