@@ -27,21 +27,6 @@ async def agent(message, ctx):
         return message.upper()
 """
 
-SERVER = """
-from servers.http_server import Answer, HttpServer
-
-class Server(HttpServer):
-    status = 200
-
-    def respond(self, request):
-        assert request.headers["authorization"] == "abc"
-        return Answer(self.status)
-
-    @property
-    def bodies(self):
-        return [request.body for request in self.requests]
-"""
-
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
@@ -103,8 +88,8 @@ def test_what_an_agent_does_arrives(installed: dict[str, str], tmp_path: Path, w
 
 
 def test_its_tests_pass_without_any_plugin_of_pytest(installed: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "my_tests.py").write_text(SERVER)
-    (tmp_path / "test_acme_webhook.py").write_text(MODULES["test_acme_webhook.py"])
+    for name in ("my_tests.py", "test_acme_webhook.py"):
+        (tmp_path / name).write_text(MODULES[name])
     env = {**installed, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     said = run(["pytest", "-q", "-W", "error", "test_acme_webhook.py"], env=env, cwd=tmp_path)
     assert "25 passed" in said
