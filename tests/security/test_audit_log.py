@@ -248,6 +248,22 @@ async def test_tasks_and_threads_write_at_the_same_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_signal_handler_may_record_while_its_thread_records(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with AuditLog(path) as log:
+
+        def interrupted() -> None:
+            with log._writer._changed:  # a handler runs between any two steps of its thread, here too
+                log.note("signal", "SIGTERM")
+
+        thread = threading.Thread(target=interrupted, daemon=True)
+        thread.start()
+        await asyncio.to_thread(thread.join, 5)
+        assert not thread.is_alive()
+    assert [record["action"] for record in records(path)] == ["signal"]
+
+
+@pytest.mark.asyncio
 async def test_a_checkpoint_comes_after_some_time(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     async with AuditLog(path, signing_key=KEY.encode(), checkpoint_seconds=0.05) as log:

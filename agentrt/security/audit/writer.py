@@ -73,7 +73,8 @@ class Writer:
         _WRITERS.add(self)
 
     def _reset(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # Reentrant: a signal handler or a finalizer may record something while its own thread holds the lock.
+        self._changed = threading.Condition(threading.RLock())
         self._queue: deque[Ticket] = deque()
         self._thread: threading.Thread | None = None
         self._urgent = False
