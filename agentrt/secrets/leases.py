@@ -1,10 +1,12 @@
-"""The leases that a manager has taken: each is given back at the end, unless it is over by then."""
+"""The leases that a manager has taken: each is given back at the end, unless it is over by then, by the process that
+took it: a fork of it does not end what its parent uses."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
@@ -20,6 +22,7 @@ class _Lease(Struct, frozen=True, eq=False):
     ref: SecretRef
     value: SecretValue
     end: float
+    process: int
 
 
 class Leases:
@@ -37,13 +40,16 @@ class Leases:
             return
         self._open = {key: lease for key, lease in self._open.items() if lease.end > now}
         end = math.inf if value.ttl is None else now + value.ttl
-        self._open[ref.provider, value.lease] = _Lease(ref, value, end)
+        known = self._open.get((ref.provider, value.lease))
+        process = os.getpid() if known is None else known.process  # who renews it has not taken it
+        self._open[ref.provider, value.lease] = _Lease(ref, value, end, process)
 
     async def revoke(
         self, revoke: Callable[[SecretRef, SecretValue], Awaitable[None]], *, now: float, seconds: float
     ) -> None:
         """Give all of them back at once, in at most `seconds`. What could not be is logged: it ends by itself."""
-        leases, self._open = [lease for lease in self._open.values() if lease.end > now], {}
+        found, self._open = list(self._open.values()), {}
+        leases = [lease for lease in found if lease.end > now and lease.process == os.getpid()]
         if not leases:
             return
         tasks = {asyncio.ensure_future(revoke(lease.ref, lease.value)): f"{lease.ref}" for lease in leases}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
@@ -161,6 +162,21 @@ async def test_a_read_that_is_cancelled_at_any_moment_leaves_the_others_alone(
             reader.cancel()
             assert await other == "for-who-may"
             await asyncio.wait([reader])
+
+
+async def test_a_fork_logs_in_by_itself_and_leaves_the_token_to_its_parent(
+    front: Front, name: str, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = os.getpid()
+    async with by_approle(front, token_policies=policy) as vault:
+        assert await read(vault, name) == "for-who-may"
+        with monkeypatch.context() as fork:
+            fork.setattr("agentrt_vault.session.os.getpid", lambda: process + 1)
+            assert await read(vault, name) == "for-who-may"
+            await vault.aclose()
+    of_parent, of_fork = tokens_of(front)
+    assert front.server.ask("GET", "auth/token/lookup-self", token=of_fork).status == 403
+    assert front.server.ask("GET", "auth/token/lookup-self", token=of_parent).status == 200
 
 
 # --- time --------------------------------------------------------------------------------------------------------

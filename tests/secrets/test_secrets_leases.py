@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import Any
 
 import pytest
@@ -97,6 +98,19 @@ async def test_a_lease_lasts_as_it_says_whatever_the_time_of_other_values() -> N
     await advance(3999.0)
     assert database.renewals == []
     await secrets.aclose()
+
+
+async def test_a_fork_gives_back_only_what_it_has_taken_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database()
+    secrets = managed(database)
+    await value(secrets)
+    process = os.getpid()
+    monkeypatch.setattr("agentrt.secrets.leases.os.getpid", lambda: process + 1)
+    await advance(50.0)
+    assert database.renewals == [40.0]  # which does not make it ours
+    assert (await secrets.get("other")).reveal() == "user-2"
+    await secrets.aclose()
+    assert database.revoked == ["lease-2"]
 
 
 async def test_when_it_cannot_last_longer_another_one_is_taken_before_it_ends() -> None:

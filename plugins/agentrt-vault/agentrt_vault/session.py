@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -50,6 +51,7 @@ class Session:
         self._lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed_on: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
         self._denied_fresh = -math.inf
 
     def open(self, host: Host) -> None:
@@ -97,6 +99,7 @@ class Session:
 
     async def extend(self, seconds: float) -> None:
         """See to it that the token lasts `seconds`: by renewing it or, where that is not enough, by another login."""
+        self._leave_to_parent()
         token = await self._valid()
         if token.left() >= seconds:
             return
@@ -114,6 +117,7 @@ class Session:
     async def aclose(self) -> None:
         """Revoke the tokens that our logins made, and so the leases that were given for them. Readers that still wait
         for a login get SecretUnavailable: it would leave a token behind."""
+        self._leave_to_parent()
         self._closed_on = asyncio.get_running_loop()
         login = self._login
         if login is not None and self._loop is asyncio.get_running_loop():
@@ -138,6 +142,7 @@ class Session:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> tuple[Answer, Token]:
+        self._leave_to_parent()
         if id(self) in _LOGGING_IN.get():
             raise self._circular(what)
         try:
@@ -151,6 +156,12 @@ class Session:
         except SecretError as error:
             raise told_of(what, error) from error
         return answer, token
+
+    def _leave_to_parent(self) -> None:
+        """In a process that was forked: its parent uses the tokens so far, and their accounts, and revokes them."""
+        process = os.getpid()
+        if process != self._process:
+            self._process, self._token, self._replaced, self._login = process, None, [], None
 
     async def _valid(self) -> Token:
         token = self._token
