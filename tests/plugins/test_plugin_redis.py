@@ -169,7 +169,8 @@ async def test_the_script_decides_as_the_model_does(valkey: Valkey, seed: int) -
         if booked and choose.random() < 0.3:
             window, slot, cost = booked.pop(choose.randrange(len(booked)))
             store.give_back("a", window, slot, cost=cost)
-            await asyncio.wait(store._returning)
+            assert store._returning is not None
+            await store._returning
             for _ in range(cost):
                 models[window].turns.remove(slot)
         if choose.random() < 0.2:
@@ -289,6 +290,22 @@ async def test_a_cancelled_waiter_gives_its_turn_back(limiter: RateLimiter) -> N
     assert all(task.cancelled() for task in waiting)
     await asyncio.sleep(0.2)
     assert (await limiter.check_rate_limit("a", 5, 10)).retry_after < 10
+
+
+async def test_many_turns_that_are_given_back_leave_room_for_others(valkey: Valkey) -> None:
+    turns = "LLEN agentrt:rate_limits:60000000:k"
+    store = RedisLimits(url=valkey.url, connections=1, timeout=10, queue_timeout=60)
+    async with RateLimiter(store) as limiter:
+        waiters = [asyncio.ensure_future(limiter.acquire("k", 1, 60, max_wait=1e8)) for _ in range(500)]
+        await asyncio.sleep(0)
+        await limiter.check_rate_limit("other", 5, 60)  # by the one connection, behind all of them
+        assert valkey.ask(turns) == b":500\r\n"
+        for waiter in waiters:
+            waiter.cancel()
+        await asyncio.gather(*waiters, return_exceptions=True)
+        assert await limiter.check_rate_limit("other", 5, 60)
+        assert int(valkey.ask(turns)[1:]) >= 200, "most of them came after the check"
+    assert valkey.ask(turns) == b":1\r\n", "the first had its turn at once"
 
 
 async def test_closing_waits_for_turns_that_are_being_given_back(valkey: Valkey) -> None:

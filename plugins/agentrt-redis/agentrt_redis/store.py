@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["RedisLimits"]
 
 POLICIES = ("open", "closed", "local")
+
+BATCH = 100
+"""So many turns are given back in one question at most."""
 
 
 class RedisLimits:
@@ -74,7 +78,8 @@ class RedisLimits:
         self._permits = asyncio.Semaphore(self._limit)
         self._failed_at: float | None = None
         self._ask_again = 0.0
-        self._returning: set[asyncio.Task[None]] = set()
+        self._unused: list[tuple[str, int, int]] = []
+        self._returning: asyncio.Task[None] | None = None
 
     async def open(self, host: Host) -> None:
         """Take over the log and the secrets of `host`. No connection is made before the first hit."""
@@ -83,8 +88,8 @@ class RedisLimits:
 
     async def aclose(self) -> None:
         """Wait for the turns that are being given back, and close the connections."""
-        if self._returning:
-            await asyncio.wait(self._returning)
+        if self._returning is not None:
+            await asyncio.wait([self._returning])
         await self._connections.aclose()
 
     async def hit(self, key: str, limit: int, window: float, *, cost: int, max_wait: float) -> Turn:
@@ -113,14 +118,17 @@ class RedisLimits:
         if slot <= 0:
             self._local.give_back(key, window, -slot, cost=cost)
             return
-        name = self._name(key, window)
+        self._unused.append((self._name(key, window), slot, cost))
+        if self._returning is None or self._returning.done():
+            task = asyncio.get_running_loop().create_task(self._return_turns(), name="give turns back")
+            self._returning = task
 
-        async def remove() -> None:
-            await self._ask(lambda client: client.lrem(name, -cost, str(slot)))
-
-        task = asyncio.get_running_loop().create_task(remove(), name="give a turn back")
-        self._returning.add(task)
-        task.add_done_callback(self._returning.discard)
+    async def _return_turns(self) -> None:
+        """One question for many turns: when a thousand waiters are cancelled, others need the connections. The latest
+        ones first, as the server looks for them from that end."""
+        while self._unused:
+            turns = [self._unused.pop() for _ in range(min(BATCH, len(self._unused)))]
+            await self._ask(partial(_remove, turns))
 
     async def reset(self, key: str, window: float) -> None:
         """See `RateLimitStore`."""
@@ -204,6 +212,14 @@ class RedisLimits:
 
     def _name(self, key: str, window: float) -> str:
         return f"{self._prefix}{micros(window)}:{key}"
+
+
+async def _remove(turns: list[tuple[str, int, int]], client: Redis) -> Any:
+    """Take turns, each a name, a slot and a cost, out of the server's lists."""
+    async with client.pipeline(transaction=False) as pipeline:
+        for name, slot, cost in turns:
+            pipeline.execute_command("LREM", name, -cost, str(slot))
+        return await pipeline.execute()
 
 
 _MEANINGS = {
