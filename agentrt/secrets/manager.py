@@ -210,9 +210,11 @@ class SecretsManager:
     async def aclose(self, seconds: float = 5.0) -> None:
         """Stop what is being fetched, forget every value, give the leases back, and close the providers.
 
-        `seconds`: how long it may take; leases that were not given back within six tenths of it are left to end.
+        `seconds`: how long it may take; leases that were not given back within six tenths of it are left to end, and a
+        provider that hangs does not keep the others from being closed.
         """
         self._closed = True
+        end = asyncio.get_running_loop().time() + seconds
         for slot in self._slots.values():
             slot.stop_timer()
             slot.kept = None
@@ -225,7 +227,7 @@ class SecretsManager:
                 seconds=REVOKE_PART * seconds,
             )
         finally:
-            await self._providers.aclose()
+            await self._providers.aclose(max(0.0, end - asyncio.get_running_loop().time()))
 
     # --- finding ---------------------------------------------------------------------------------------
 

@@ -141,19 +141,25 @@ class Providers:
 
         return await self._invoke("secret", f"secret:{name}", names, idempotent=True)
 
-    async def aclose(self) -> None:
-        """Close those that were opened, the first one last. Raises the first error, after all are closed."""
+    async def aclose(self, seconds: float) -> None:
+        """Close those that were opened, the first one last, in so many seconds together: one that hangs has half of
+        what is left, the last one all of it. Raises the first error, after all are closed."""
         self._closed = True
         opening, self._opening = self._opening, {}
         for task in opening.values():
             task.cancel()
         await asyncio.gather(*opening.values(), return_exceptions=True)
+        opened = [
+            (name, task.result())
+            for name, task in reversed(opening.items())
+            if not task.cancelled() and task.exception() is None
+        ]
+        end = asyncio.get_running_loop().time() + seconds
         problems: list[Exception] = []
-        for task in reversed(opening.values()):
-            if task.cancelled() or task.exception() is not None:
-                continue
+        for following, (name, provider) in zip(reversed(range(len(opened))), opened, strict=True):
+            left = max(0.0, end - asyncio.get_running_loop().time())
             try:
-                await close_plugin(task.result())
+                await _close(name, provider, left / 2 if following else left)
             except Exception as error:
                 problems.append(error)
         for other in problems[1:]:
@@ -189,6 +195,19 @@ class Providers:
         failed = task.cancelled() or task.exception() is not None
         if failed and self._opening.get(name) is task:
             del self._opening[name]  # the next reader may have more luck
+
+
+async def _close(name: str, provider: SecretsProvider, seconds: float) -> None:
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            await close_plugin(provider)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise SecretUnavailable(
+            f"the secrets provider {name!r} was not closed within {seconds:.1f} s, and is left as it is"
+        ) from error
 
 
 async def _close_half_opened(name: str, provider: SecretsProvider) -> None:

@@ -254,6 +254,19 @@ async def test_each_wrong_answer_is_one_of_our_errors(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(("said", "ttl"), [("90", 90.0), ("0", 1.0), ('"1h"', None), ("null", None)])
+async def test_credentials_without_a_lease_last_as_long_as_they_say_in_seconds(
+    said: str, ttl: float | None
+) -> None:
+    body = f'{{"data": {{"username": "u", "ttl": {said}}}}}'.encode()
+    with HttpServer(Answer(403, b"{}"), Answer(200, body)) as server:
+        vault = provider(server.url, dynamic=["directory"])
+        found = await vault.get(ref("directory/static-creds/app"))
+        assert (found.ttl, found.lease) == (ttl, None)
+        await vault.aclose()
+
+
+@pytest.mark.asyncio
 async def test_the_servers_words_are_shown_short_and_without_what_we_sent() -> None:
     said = f'{{"errors": ["{TOKEN} is not\\n\\u001b[31m good{"!" * 1000}"]}}'.encode()
     with HttpServer(Answer(500, said)) as server:

@@ -150,6 +150,22 @@ async def test_a_login_that_hangs_does_not_keep_us_from_closing(
     assert [task for task in asyncio.all_tasks() if "login" in task.get_name()] == []
 
 
+async def test_closing_that_is_cut_short_leaves_no_login_behind(front: Front, name: str, policy: str) -> None:
+    async with by_approle(front, token_policies=policy) as vault:
+        front.answer_to[LOGIN] = Answer(500, delay=30.0)
+        reader = asyncio.create_task(read(vault, name))
+        await asyncio.to_thread(front.wait_for_requests, 1)
+        closing = asyncio.create_task(vault.aclose())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing, reader], timeout=5.0)
+        assert closing.cancelled()
+        with pytest.raises(SecretUnavailable, match="it was closed"):
+            await reader
+        assert [task for task in asyncio.all_tasks() if "login" in task.get_name()] == []
+
+
 async def test_a_read_that_is_cancelled_at_any_moment_leaves_the_others_alone(
     front: Front, name: str, policy: str
 ) -> None:

@@ -243,6 +243,25 @@ async def test_a_provider_that_cannot_be_closed_does_not_keep_the_others_open() 
     assert first.closed == 1
 
 
+async def test_a_provider_that_hangs_when_it_is_closed_does_not_keep_the_others_open() -> None:
+    class Hangs(Provider):
+        async def aclose(self) -> None:
+            await asyncio.Event().wait()
+
+    first, last = Provider(), Provider()
+    secrets = SecretsManager({"first": first, "hangs": Hangs(), "last": last}, Invocations())
+    for name in ("first", "hangs", "last"):
+        await secrets.get(f"secret://{name}/a")
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    with pytest.raises(
+        SecretUnavailable, match=r"^the secrets provider 'hangs' was not closed within 2\.0 s"
+    ):
+        await secrets.aclose(4.0)
+    assert clock() == began + 2.0
+    assert (first.closed, last.closed) == (1, 1)
+
+
 async def test_an_unknown_provider_is_named() -> None:
     secrets, _ = manager(Provider())
     with pytest.raises(ConfigError, match=r"^there is no secrets provider 'aws'; there are: env, vault$"):

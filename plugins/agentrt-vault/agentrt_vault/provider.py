@@ -150,7 +150,8 @@ class VaultSecrets:
             return SecretValue(value, lease=body.lease_id, ttl=ttl, renewable=body.renewable)
         # Of a static account the data tell in how many seconds its password will be changed.
         changes = answer.data().get("ttl")
-        return SecretValue(value, ttl=None if changes is None else max(float(changes), ROUNDING))
+        ttl = max(float(changes), ROUNDING) if isinstance(changes, int | float) else None
+        return SecretValue(value, ttl=ttl)
 
     # --- leases --------------------------------------------------------------------------------------------
 

@@ -121,9 +121,11 @@ class Session:
         self._closed_on = asyncio.get_running_loop()
         login = self._login
         if login is not None and self._loop is asyncio.get_running_loop():
-            # Its token would be left behind, and the secret_id that it has just unwrapped be lost.
-            await asyncio.wait([login], timeout=REVOKE_LIMIT)
-            login.cancel()
+            try:
+                # Its token would be left behind, and the secret_id that it has just unwrapped be lost.
+                await asyncio.wait([login], timeout=REVOKE_LIMIT)
+            finally:
+                login.cancel()
             await asyncio.gather(login, return_exceptions=True)
         tokens = [*self._replaced, *([self._token] if self._token is not None else [])]
         self._replaced, self._token, self._login = [], None, None
