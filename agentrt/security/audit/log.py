@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -184,7 +185,11 @@ class AuditLog:
             try:
                 await asyncio.shield(starting)
             finally:
-                await asyncio.wait([starting])  # whoever is cancelled: a thread is not, and may open it yet
+                while (
+                    not starting.done()
+                ):  # whoever is cancelled, even twice: a thread is not, and may open it yet
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([starting])
                 if starting.exception() is None:
                     _OPEN.add(self)
                 else:
