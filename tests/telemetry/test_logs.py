@@ -429,7 +429,10 @@ def test_there_is_one_at_a_time(opened: Open, screen: Screen) -> None:
         ('log.outputs=["./a.log", "./a.log"]', "'./a.log' stands there twice"),
         ('log.outputs=["stderr", "STDERR"]', "'stderr' stands there twice"),
         ('log.outputs=[{to="a.log", level="loud"}]', "outputs: level must be one of"),
-        ('log.outputs=[{to="a.log", rotaton=1}]', "log.outputs[0] has no 'rotaton'; did you mean 'rotation'?"),
+        (
+            'log.outputs=[{to="a.log", rotaton=1}]',
+            "log.outputs[0] has no 'rotaton'; did you mean 'rotation'?",
+        ),
         ('log.outputs=[{to="a.log", rotation="5 XB"}]', "such as \"50 MB\", or false, not '5 XB'"),
         ('log.outputs=[{to="a.log", rotation=999}]', "rotation must be a size of at least 1000 bytes"),
         ('log.outputs=[{to="a.log", rotation=true}]', "rotation must be a size of at least 1000 bytes"),
