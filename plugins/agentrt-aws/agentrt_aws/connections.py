@@ -14,13 +14,16 @@ from aiobotocore.httpsession import AIOHTTPSession
 __all__ = ["Connections"]
 
 
-class Connections(AIOHTTPSession):  # type: ignore[misc]  # without types
-    async def _get_session(self, proxy_url: str | None) -> _Requests:
-        return _Requests(await super()._get_session(proxy_url))
-
-
 class _Requests:
     """Of a session of aiohttp what aiobotocore uses."""
 
     def __init__(self, session: Any) -> None:
         self.request = partial(session.request, allow_redirects=False)
+
+
+async def _get_session(self: Any, proxy_url: str | None) -> _Requests:
+    return _Requests(await AIOHTTPSession._get_session(self, proxy_url))
+
+
+# Not as a class statement: mypy sees no types in aiobotocore, and pyright those of what is overridden.
+Connections: Any = type("Connections", (AIOHTTPSession,), {"_get_session": _get_session})
