@@ -20,6 +20,7 @@ from agentrt.call import ENCLOSING, RUN
 from agentrt.context import Context
 from agentrt.errors import ConfigError
 from agentrt.events import TextDelta
+from agentrt.tools import Tool
 
 __all__ = ["Hosted", "Stay", "host"]
 
@@ -139,6 +140,10 @@ def _host(subject: Any, name: str | None) -> Hosted:
     run = getattr(subject, "run", None)
     if run is not None:
         return Hosted(subject, _checked_run(run, subject), name or type(subject).__name__)
+    if isinstance(subject, Tool):
+        raise ConfigError(
+            f"{_label(subject)} is a tool, not an agent; put it into `tools` of an Agent, and name that one"
+        )
     if inspect.isroutine(subject):
         if _required_parameters(subject):
             raise ConfigError(

@@ -54,7 +54,7 @@ def trace(
     """Show a run that the telemetry backend "file" has written to FILE: its calls on the time axis, with attempts,
     waits, tokens and errors.
 
-    Without --run it is the last one. With --html, all runs that are not chosen from are on the page.
+    Without --run it is the last one. A page (--html) has all runs of FILE, unless --run or --last chooses one.
     """
     if sum((run_id is not None, last, list_wanted)) > 1:
         raise click.UsageError("--run, --last and --list exclude each other")

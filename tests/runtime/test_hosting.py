@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentrt import ConfigError, Context, Runtime, current
+from agentrt import ConfigError, Context, Runtime, current, tool
 from agentrt.hosting import host
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.virtual_time]
@@ -154,6 +154,11 @@ class NeedsArguments:
         return message
 
 
+@tool
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
 @pytest.mark.parametrize(
     ("subject", "says"),
     [
@@ -165,6 +170,7 @@ class NeedsArguments:
         (NeedsArguments, r"without arguments \(key\).*--factory"),
         (42, "42 .* is not an agent"),
         (len, "is a plain function with parameters"),
+        (add, r"^add is a tool, not an agent; put it into `tools` of an Agent"),
     ],
 )
 async def test_what_is_no_agent_is_refused_with_a_hint(subject: Any, says: str) -> None:
