@@ -133,6 +133,11 @@ def host(subject: Any, *, name: str | None = None, factory: bool = False) -> Hos
 
 
 def _host(subject: Any, name: str | None) -> Hosted:
+    # First: from Python 3.12 on a tool counts as the async function that it is made of.
+    if isinstance(subject, Tool):
+        raise ConfigError(
+            f"{_label(subject)} is a tool, not an agent; put it into `tools` of an Agent, and name that one"
+        )
     if inspect.isclass(subject):
         return _host_class(subject, name)
     if inspect.iscoroutinefunction(subject) or inspect.isasyncgenfunction(subject):
@@ -140,10 +145,6 @@ def _host(subject: Any, name: str | None) -> Hosted:
     run = getattr(subject, "run", None)
     if run is not None:
         return Hosted(subject, _checked_run(run, subject), name or type(subject).__name__)
-    if isinstance(subject, Tool):
-        raise ConfigError(
-            f"{_label(subject)} is a tool, not an agent; put it into `tools` of an Agent, and name that one"
-        )
     if inspect.isroutine(subject):
         if _required_parameters(subject):
             raise ConfigError(
