@@ -147,9 +147,9 @@ class Batch(Struct, frozen=True, weakref=True):
 
     @property
     def counts(self) -> dict[Signal, int]:
-        """The number of spans, metric points and log lines."""
+        """The number of spans, log lines and metric points."""
         points = sum(len(metric.points) for metric in self.metrics)
-        return {"spans": len(self.spans), "metrics": points, "logs": len(self.logs)}
+        return {"spans": len(self.spans), "logs": len(self.logs), "metrics": points}
 
     def __len__(self) -> int:
         """All of them."""
