@@ -78,7 +78,7 @@ class File:
         except OSError as error:
             if not os.path.isdir(root):
                 raise SecretNotFound(f"{ref}: {self._no_directory()}") from error
-            raise failure(ref, error) from error
+            raise failure(ref, os.path.join(root, ref.name), error) from error
         if os.path.commonpath([root, found]) != root or found == root:
             raise SecretInvalid(f"{ref}: it is a link to a place that is not below {self.path}")
         return found

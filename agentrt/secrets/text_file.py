@@ -47,7 +47,7 @@ def read_text(ref: SecretRef, path: str, *, limit: int, files: WritableFiles) ->
     try:
         descriptor = _open(path)
     except OSError as error:
-        raise failure(ref, error) from error
+        raise failure(ref, path, error) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -56,7 +56,7 @@ def read_text(ref: SecretRef, path: str, *, limit: int, files: WritableFiles) ->
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise failure(ref, error) from error
+        raise failure(ref, path, error) from error
     finally:
         os.close(descriptor)
     if len(data) > limit:
@@ -87,13 +87,13 @@ def _open(path: str) -> int:
         os.close(folder)
 
 
-def failure(ref: SecretRef, error: OSError) -> SecretError:
-    """Our error for one of the file system's."""
+def failure(ref: SecretRef, path: str, error: OSError) -> SecretError:
+    """Our error for one of the file system's, of the file at `path`."""
     why = error.strerror or type(error).__name__
     if error.errno in _ABSENT:
         return SecretNotFound(f"{ref}: there is no such file")
     if error.errno in _NOT_PERMITTED:
-        return SecretDenied(f"{ref}: the file may not be read by this user ({why})")
+        return SecretDenied(f"{ref}: {path} may not be read by this user ({why})")
     if error.errno == errno.ELOOP:
         return SecretInvalid(f"{ref}: its symbolic links lead nowhere")
-    return SecretUnavailable(f"{ref}: the file cannot be read now ({why})")
+    return SecretUnavailable(f"{ref}: {path} cannot be read now ({why})")

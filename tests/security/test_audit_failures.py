@@ -75,9 +75,12 @@ async def test_warn_goes_on_and_writes_what_waited(tmp_path: Path, caplog: pytes
     resources = [record["resource"] for record in records(path)]
     assert resources[0] == "before"
     assert resources[-1] == "after"
+    # Ten wait, and more if they came while the thread had a group of them in hand: that is put back.
     assert resources[1:11] == [f"meanwhile:{number}" for number in range(10)]
     [gap] = [item for item in items(path) if item["type"] == "gap"]
-    assert gap["lost"] == 50 == log.statistics.lost
+    kept = len(resources) - len(["before", "after"])
+    assert 10 <= kept < 60
+    assert gap["lost"] == 60 - kept == log.statistics.lost
     assert sum("cannot be written" in record.getMessage() for record in caplog.records) == 1
     assert checked(path, None).ok
 
@@ -266,7 +269,7 @@ async def test_records_that_could_not_be_written_at_the_end_are_told(tmp_path: P
     await until(lambda: path.stat().st_size > 0)
     with room(path.stat().st_size):
         log.note("x", "y")
-        with pytest.raises(AuditUnavailable, match="1 audit records were lost"):
+        with pytest.raises(AuditUnavailable, match="1 audit record was lost"):
             await log.aclose()
 
 

@@ -56,7 +56,9 @@ async def test_it_is_a_state_store(state: SqliteState) -> None:
 
 async def test_a_revision_that_is_not_the_last_one_replaces_nothing(state: SqliteState) -> None:
     await state.save("a", "one", revision="1", replaces=None)
-    with pytest.raises(StateConflict, match="the stored session 'a' was saved by somebody else since it was loaded") as caught:
+    with pytest.raises(
+        StateConflict, match="the stored session 'a' was saved by somebody else since it was loaded"
+    ) as caught:
         await state.save("a", "other", revision="x", replaces=None)
     assert caught.value.executed is False
     with pytest.raises(StateConflict):

@@ -54,7 +54,7 @@ async def _key_bytes(
         return await asyncio.to_thread(_read, key)
     except OSError as error:
         raise ConfigError(
-            f"[audit] {name}: the file that it names cannot be read ({error.strerror}); give a file, or secret://NAME"
+            f"[audit] {name} names a file that cannot be read ({error.strerror}); give a file, or secret://NAME"
         ) from error
 
 

@@ -149,7 +149,8 @@ class Writer:
         self.statistics.lost += left - self._lost
         if left:
             why = self.failure or "they could not be written"
-            raise AuditUnavailable(f"{left:,} audit records were lost: {why}")
+            were = "1 audit record was" if left == 1 else f"{left:,} audit records were"
+            raise AuditUnavailable(f"{were} lost: {why}")
         if self.failure is not None:
             raise AuditUnavailable(f"the end of the audit log is not in it: {self.failure}")
 
