@@ -190,9 +190,9 @@ async def test_where_our_token_comes_to_its_last_day_its_leases_are_taken_anew(
     openbao: OpenBao, postgres: Database
 ) -> None:
     mount, role = account_role(openbao, postgres, ttl="1h")
-    async with by_approle(openbao, mount, {}, token_ttl="6s", token_max_ttl="6s") as vault:
+    async with by_approle(openbao, mount, {}, token_ttl="9s", token_max_ttl="9s") as vault:
         found = await vault.get(ref(f"{mount}/creds/{role}"))
-        await asyncio.sleep(4.1)  # the manager comes after two thirds
+        await asyncio.sleep(6.1)  # the manager comes after two thirds
         with pytest.raises(SecretInvalid, match=r"our token was replaced, .* get the secret again"):
             await vault.renew(found)
         again = await vault.get(ref(f"{mount}/creds/{role}"))
