@@ -45,8 +45,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield each
         if isinstance(each, BaseExceptionGroup):
             left += each.exceptions
-        cause = (
-            each.__cause__ or each.__context__
-        )  # also if it is not to be shown: httpcore raises "from None"
+        # Also if it is not to be shown: httpcore raises "from None".
+        cause = each.__cause__ or each.__context__
         if cause is not None:
             left.append(cause)

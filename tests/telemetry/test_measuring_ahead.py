@@ -126,21 +126,27 @@ def test_a_value_that_cannot_be_recorded_is_lost_once() -> None:
     assert made.lost == {("metrics", "failed"): 1}
 
 
+class Hangs:
+    """Its text comes when it is released."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.release = threading.Event()
+
+    def __str__(self) -> str:
+        self.entered.set()
+        self.release.wait(30)
+        return "late"
+
+    __repr__ = __str__
+
+
 def test_what_was_measured_is_not_lost_with_what_is_given_up() -> None:
-    meter, entered, release = Meter(), threading.Event(), threading.Event()
-
-    class Hangs:
-        def __str__(self) -> str:
-            entered.set()
-            release.wait(30)
-            return "late"
-
-        __repr__ = __str__
-
+    meter, hanging = Meter(), Hangs()
     made = processor(Kept(), meter=meter)
     made.take(Hangs, lambda item: line(str(item)))
-    made.offer(Hangs())
-    assert entered.wait(10)
+    made.offer(hanging)
+    assert hanging.entered.wait(10)
     for item in (order(), line(), order(), span()):
         made.offer(item)
     assert made.measure()
@@ -148,7 +154,7 @@ def test_what_was_measured_is_not_lost_with_what_is_given_up() -> None:
     made.close(0.3)
     assert orders(meter) == 2.0
     assert made.lost == {("spans", "shutdown"): 2, ("logs", "shutdown"): 1, ("metrics", "shutdown"): 1}
-    release.set()
+    hanging.release.set()
     thread = made._thread
     assert thread is not None
     until(lambda: not thread.is_alive())
@@ -156,20 +162,11 @@ def test_what_was_measured_is_not_lost_with_what_is_given_up() -> None:
 
 
 def test_who_asks_does_not_wait_for_ever_for_a_value_that_hangs() -> None:
-    meter, entered, release = Meter(), threading.Event(), threading.Event()
-
-    class Hangs:
-        def __str__(self) -> str:
-            entered.set()
-            release.wait(30)
-            return "late"
-
-        __repr__ = __str__
-
+    meter, hanging = Meter(), Hangs()
     made = processor(Kept(), meter=meter)
-    made.offer(order(tag=Hangs()))
-    assert entered.wait(10)
+    made.offer(order(tag=hanging))
+    assert hanging.entered.wait(10)
     assert not made.measure(0.05)
-    release.set()
+    hanging.release.set()
     made.close(10.0)
     assert orders(meter) == 1.0

@@ -185,9 +185,8 @@ class AuditLog:
             try:
                 await asyncio.shield(starting)
             finally:
-                while (
-                    not starting.done()
-                ):  # whoever is cancelled, even twice: a thread is not, and may open it yet
+                # Whoever is cancelled, even twice: a thread is not, and may open it yet.
+                while not starting.done():
                     with suppress(asyncio.CancelledError):
                         await asyncio.wait([starting])
                 if starting.exception() is None:
