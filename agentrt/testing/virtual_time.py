@@ -9,7 +9,9 @@ without waiting. If there is none either, it jumps to the next timer, but first 
   the loop was made is alive: `call_soon_threadsafe` may come from it.
 
 It never waits longer than until the timer would be due in real time, and waiting does not move the clock. A job or a
-peer that takes longer than `patience` is overtaken by the next timer, as a slow one would be in reality.
+peer that takes longer than `patience` is overtaken by the next timer, as a slow one would be in reality. But a busy
+machine makes nobody slow here: time in which another thread computes or waits for a processor or a disk, or in which
+the whole process stood still, does not count (on Linux; up to `LONGEST_WAIT` of it for a jump).
 
 **When nothing can happen.** With no timer, no I/O, no thread and no signal handler, nothing will ever wake a task:
 instead of hanging, the loop raises `Deadlock`, which says where each task waits. With one of these it waits, as any
@@ -26,8 +28,10 @@ import asyncio
 import concurrent.futures
 import linecache
 import math
+import os
 import selectors
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
@@ -46,6 +50,12 @@ SPINS = 10_000
 """Turns of the loop at one moment before time moves by itself."""
 
 SPIN_SECONDS = 1e-5
+
+LONGEST_WAIT = 2.0
+"""Real seconds that a jump waits at most for threads that are at work."""
+
+SLICE = 0.005
+"""Real seconds between two looks at them."""
 
 
 class Deadlock(RuntimeError):
@@ -147,14 +157,23 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             if not reality:
                 raise Deadlock(self._deadlock())
             return real.select(None)
-        if reality:
-            events = real.select(min(self._patience, when - self._now))
-            if events:
-                return events
+        if reality and (events := self._wait(real, min(self._patience, when - self._now))):
+            return events
         # asyncio runs a timer that is due within the clock's resolution; far from zero that may round away.
         due = when if when + self._clock_resolution > when else math.nextafter(when, math.inf)
         self._move_to(max(due, self._now))
         return events
+
+    def _wait(self, real: selectors.BaseSelector, patience: float) -> list[Any]:
+        """Wait for I/O until nothing else has happened in this process for `patience` in all."""
+        give_up = time.monotonic() + LONGEST_WAIT
+        while patience > 0.0 and time.monotonic() < give_up:
+            # What a slice took beyond its length, the process stood still or the thread had no processor.
+            if events := real.select(min(SLICE, patience)):
+                return events
+            if not _threads_at_work():
+                patience -= SLICE
+        return []
 
     def _real_world(self, real: selectors.BaseSelector) -> bool:
         """Whether something may still come from outside."""
@@ -220,6 +239,25 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def close(self) -> None:
         self._real.close()
+
+
+def _threads_at_work() -> bool:
+    """Whether a thread of this process, but this one, is running, could run, or waits for a disk. Linux only."""
+    own = str(threading.get_native_id())
+    try:
+        others = [entry for entry in os.listdir("/proc/self/task") if entry != own]
+    except OSError:
+        return False
+    return any(_state(thread) in ("R", "D") for thread in others)
+
+
+def _state(thread: str) -> str:
+    """The state's letter of proc(5); "X" (dead) for a thread that has just ended."""
+    try:
+        with open(f"/proc/self/task/{thread}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1].decode()
+    except OSError:
+        return "X"
 
 
 def _position(task: asyncio.Task[Any]) -> str:

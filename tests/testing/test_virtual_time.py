@@ -144,6 +144,37 @@ def test_a_job_in_a_thread_is_waited_for_before_a_jump() -> None:
     assert run(main) == ("done", 0.0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which thread could run")
+def test_a_job_that_computes_is_not_overtaken_however_slow_the_machine_is() -> None:
+    def compute() -> str:
+        end = time.monotonic() + 0.3  # six times the patience
+        while time.monotonic() < end:
+            pass
+        return "done"
+
+    async def main() -> tuple[str, float]:
+        async with asyncio.timeout(60):
+            done = await asyncio.to_thread(compute)
+        return done, asyncio.get_running_loop().time()
+
+    assert run(main) == ("done", 0.0)
+
+
+def test_a_job_that_waits_for_something_else_is_overtaken_by_the_next_timer() -> None:
+    async def main() -> float:
+        answer = threading.Event()
+        waiting = asyncio.ensure_future(asyncio.to_thread(answer.wait, 20))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await asyncio.shield(waiting)
+        at = asyncio.get_running_loop().time()
+        answer.set()
+        await waiting
+        return at
+
+    assert run(main) == 60.0
+
+
 def test_an_idle_worker_thread_does_not_slow_the_jumps() -> None:
     async def main() -> None:
         await asyncio.to_thread(int)
