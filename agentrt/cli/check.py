@@ -132,7 +132,8 @@ class Findings:
         """A problem; a bug in the user's code is also shown on stderr."""
         cause = error.__cause__ if isinstance(error, UserCodeError) else error
         if cause is None or isinstance(cause, AgentrtError):
-            self.problem(about, str(error))
+            # A note has what the error itself does not know: which setting it is about, how earlier attempts ended.
+            self.problem(about, "; ".join([str(error), *getattr(error, "__notes__", ())]))
             return
         # A bug in the user's code: the line says what, the traceback on stderr says where.
         lines = traceback_lines(cause, full=self._full)

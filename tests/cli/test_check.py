@@ -104,7 +104,10 @@ def test_the_keys_of_encryption_and_audit_are_looked_at_and_that_is_recorded(
     assert encryption.startswith(
         "agentrt.toml:5: [encryption] keys: secret://env/KEY_2 must be base64 of 32 random"
     )
-    assert audit == ("audit", "secret://env/AUDIT_KEY: the environment variable AUDIT_KEY is not set")
+    assert audit == (
+        "audit",
+        "secret://env/AUDIT_KEY: the environment variable AUDIT_KEY is not set; it is [audit] key",
+    )
 
     (project / "audit.key").write_text("07" * 32)
     (project / "audit.pub").write_text(

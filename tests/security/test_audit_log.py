@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from agentrt.errors import BudgetExceeded, ConfigError, Refused
+from agentrt.secrets.protocol import SecretDenied
 from agentrt.security.audit import AuditLog, acting
 from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.record import Who
@@ -397,3 +398,35 @@ async def test_keys_come_from_files_and_references(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
     with pytest.raises(ConfigError, match="key has 5 bytes, but must have at least 16"):
         await AuditLog(tmp_path / "a", key=b"short").open()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["key", "signing_key"])
+async def test_the_error_of_a_secret_says_which_key_it_is(tmp_path: Path, name: str) -> None:
+    error = SecretDenied("secret://vault/audit: denied")
+
+    async def denied(reference: str) -> str:
+        raise error  # the same one each time: a failure may be remembered
+
+    options: dict[str, Any] = {name: "secret://vault/audit"}
+    for _ in range(2):
+        with pytest.raises(SecretDenied) as caught:
+            await AuditLog(tmp_path / "a", **options).open(denied)
+        assert caught.value is error
+    assert error.__notes__ == [f"it is [audit] {name}"]
+
+
+@pytest.mark.asyncio
+async def test_a_key_that_is_no_text_or_no_path_is_told_without_it(tmp_path: Path) -> None:
+    async def broken(reference: str) -> str:
+        return "hunter2\udcff"  # what the environment makes of a byte that is not UTF-8
+
+    with pytest.raises(ConfigError, match=r"\[audit\] key: what secret://K leads to is no text") as caught:
+        await AuditLog(tmp_path / "a", key="secret://K").open(broken)
+    assert caught.value.__context__ is None
+    for path in ("./hunter2\0", "~nobody-of-this-name/hunter2"):
+        with pytest.raises(
+            ConfigError, match=r"\[audit\] signing_key names a file that cannot be read"
+        ) as caught:
+            await AuditLog(tmp_path / "a", signing_key=path).open()
+        assert "hunter2" not in str(caught.value)

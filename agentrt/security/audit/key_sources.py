@@ -24,7 +24,8 @@ async def keys_of(
 ) -> Keys:
     """The keys of a log, each given as it is, as a `secret://` reference, which `secret` resolves, or as a file.
 
-    Without `key` a random one is made. Raises ConfigError, without a word of what is no key.
+    Without `key` a random one is made. Raises ConfigError, without a word of what is no key, and what `secret` raises,
+    with a note that says which key it is.
     """
     own = await _key_bytes("key", key, secret)
     signing = await _key_bytes("signing_key", signing_key, secret)
@@ -49,13 +50,30 @@ async def _key_bytes(
             raise ConfigError(
                 f"[audit] {name} is a secret, but nothing here resolves secrets; give the key itself"
             )
-        return (await secret(key)).strip().encode()
+        return await _resolved(name, key, secret)
     try:
         return await asyncio.to_thread(_read, key)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # what is no path at all, `~` of nobody
+        why = (isinstance(error, OSError) and error.strerror) or error
         raise ConfigError(
-            f"[audit] {name} names a file that cannot be read ({error.strerror}); give a file, or secret://NAME"
+            f"[audit] {name} names a file that cannot be read ({why}); give a file, or secret://NAME"
         ) from error
+
+
+async def _resolved(name: str, reference: str, secret: Callable[[str], Awaitable[str]]) -> bytes:
+    """The key that a reference leads to."""
+    try:
+        value = await secret(reference)
+    except Exception as error:  # it names the reference, but not who wants it
+        note = f"it is [audit] {name}"
+        if note not in getattr(error, "__notes__", ()):  # a failure may be remembered
+            error.add_note(note)
+        raise
+    try:
+        return value.strip().encode()
+    except UnicodeEncodeError:
+        pass  # not chained: it has the key in it
+    raise ConfigError(f"[audit] {name}: what {reference} leads to is no text")
 
 
 def _read(path: str) -> bytes:
