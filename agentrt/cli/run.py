@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from typing import Any
 
@@ -34,7 +35,7 @@ Examples:
 @click.argument("message", nargs=-1)
 @click.option("--stream", is_flag=True, help="Show text as it comes.")
 @click.option("--jsonl", is_flag=True, help="Print every event of the run as a line of JSON.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="End the run after this time (exit code 124).")
+@click.option("--timeout", metavar="SECONDS", help="End the run after this time (exit code 124).")
 @click.option(
     "--session", metavar="ID", help="Continue the stored conversation ID, or begin it; the turn is stored."
 )
@@ -54,7 +55,7 @@ def run(
     message: tuple[str, ...],
     stream: bool,
     jsonl: bool,
-    timeout: float | None,
+    timeout: str | None,
     session: str | None,
     trace: bool,
     page: str | None,
@@ -76,8 +77,7 @@ def run(
     printer: Printer = Lines(terminal) if jsonl else Text(terminal) if stream else Answer(terminal)
     full = wants_full_traceback(traceback)
     try:
-        if timeout is not None:
-            options.seconds("--timeout", timeout)
+        seconds = None if timeout is None else _timeout(timeout)
         traced = None
         if trace or page is not None:
             from agentrt.cli.run_trace import RunTrace
@@ -86,7 +86,7 @@ def run(
             # Whoever asks for the trace of this run means this run; an explicit --set still wins.
             project["overrides"] = ("telemetry.sample=1", *project["overrides"])
         opened = open_project(terminal, **project)
-        turns = Turns(opened, terminal, timeout=timeout, session=session, full=full, trace=traced)
+        turns = Turns(opened, terminal, timeout=seconds, session=session, full=full, trace=traced)
         text = _read_message(message[0] if message else None)
         if text is None and jsonl:
             raise ConfigError("--jsonl wants a message: as an argument, or on stdin")
@@ -100,6 +100,14 @@ def run(
         return converse(turns, terminal)
     with asyncio.Runner() as runner:
         return run_in(runner, turns.take(text, printer, is_last=True)).code
+
+
+def _timeout(text: str) -> float:
+    """The seconds of --timeout; what is no number gets the sentence that a wrong number gets."""
+    number: Any = text
+    with contextlib.suppress(ValueError):
+        number = float(text)
+    return options.seconds("--timeout", number)
 
 
 # --- the message ---------------------------------------------------------------------------------------

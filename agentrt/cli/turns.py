@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from agentrt.cli.model_targets import check_can_answer
 from agentrt.cli.output import Lines, Printer
 from agentrt.cli.project import Project, make_runtime
-from agentrt.cli.report import AGENT_ERROR, OK, report
+from agentrt.cli.report import AGENT_ERROR, OK, USAGE, report
 from agentrt.cli.signals import DRAIN_SECONDS, Signals
 from agentrt.cli.terminal import Terminal
-from agentrt.errors import ConfigError
+from agentrt.errors import AgentrtError, ConfigError, PermanentError
 from agentrt.events import ModelStarted
 from agentrt.hosting import Hosted
 from agentrt.limits import Limits
@@ -166,11 +166,26 @@ class Turns:
             return AGENT_ERROR
         except Exception as error:
             printer.failed(error)
-            return report(error, self._terminal, full=self._full, doing=self.name)
+            code = report(error, self._terminal, full=self._full, doing=self.name)
+            if isinstance(error, PermanentError) and await self._is_for_want_of_a_model():
+                return USAGE
+            return code
         except SystemExit as error:
             printer.failed(error)
             return self._exited(error)
         return OK
+
+    async def _is_for_want_of_a_model(self) -> bool:
+        """Whether no model of the agent could be asked: that is for whoever configures it, as in a conversation."""
+        if self._runtime is None or self._hosted is None:
+            return False
+        try:
+            await check_can_answer(self._runtime, self._hosted)
+        except ConfigError:
+            return True
+        except AgentrtError:
+            return False  # it would have been asked
+        return False
 
     def _exited(self, error: SystemExit) -> int:
         code = "" if error.code is None else repr(error.code)

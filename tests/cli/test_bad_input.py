@@ -200,6 +200,7 @@ def test_a_mistake_in_the_configuration(project: Path, toml: str, message: str) 
         (("--env-file", "none.env"), "cannot read the environment file none.env: No such file or directory"),
         (("--app-dir", "none"), "--app-dir none: there is no such folder"),
         (("--timeout", "-1"), "--timeout must be a number of seconds more than 0, not -1.0"),
+        (("--timeout", "soon"), "--timeout must be a number of seconds more than 0, not 'soon'"),
         (("--timeout", "nan"), "--timeout must be a number of seconds more than 0, not nan"),
         (("-m", "gpt-5"), '--model gpt-5: a model is named "prefix:name", for example openai:gpt-5-mini'),
         (
@@ -226,7 +227,6 @@ def test_a_mistake_on_the_command_line(project: Path, arguments: tuple[str, ...]
             'MESSAGE is one argument: put it in quotes, as in "two words"',
         ),
         (("run", "agents:Echo", "hi", "--strem"), "no such option '--strem'"),
-        (("run", "agents:Echo", "hi", "--timeout", "soon"), "invalid value for '--timeout'"),
         (("rnu", "agents:Echo"), "there is no command 'rnu'; did you mean run?"),
         (
             ("agents:Echo", "hi"),
@@ -249,7 +249,15 @@ def test_wrong_usage_says_where_the_help_is(project: Path, arguments: tuple[str,
 
 def test_a_missing_key(project: Path) -> None:
     ended = agentrt("run", "agents:OpenBot", "hi", cwd=project)
-    says(ended, 1, "openai: there is no API key; set OPENAI_API_KEY, or api_key in [models.openai]")
+    says(ended, 2, "openai: there is no API key; set OPENAI_API_KEY, or api_key in [models.openai]")
+
+
+def test_a_missing_key_after_a_model_that_was_asked_is_a_failure_of_the_agent(project: Path) -> None:
+    (project / "one.json").write_text('[{"error": {"type": "permanent", "fault": "target", "message": "out"}}]')
+    models = ("-m", "scripted:one.json", "-m", "openai:gpt-5-mini")
+    ended = agentrt("run", "agents:Bot", "hi", *models, cwd=project)
+    assert ended.code == 1
+    assert "error: openai: there is no API key" in ended.err
 
 
 def test_a_refused_connection(project: Path) -> None:
