@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -190,52 +188,23 @@ def _check(path: Path) -> None:
 @click.pass_obj
 def tail(terminal: Terminal, path: Path, follow: bool, count: int, as_json: bool) -> int:
     """Show the last lines of the log at PATH."""
+    from agentrt.cli.audit_follow import Followed
+
     _check(path)
     if not path.exists():
         raise ConfigError(f"{path} is not there; the files before it are shown by agentrt audit show {path}")
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    followed = Followed(path)
     try:
         last: deque[bytes] = deque(maxlen=count)
-        read = _read_lines(file, 0, last.append)
+        followed.read(last.append)
         for line in last:
             _print(line, terminal, as_json=as_json)
         while follow:
             time.sleep(POLL)
-            is_over = _is_another(path, file)  # asked first: what was written before is read then
-            read = _read_lines(file, read, lambda line: _print(line, terminal, as_json=as_json))
-            if is_over:
-                following = path.open("rb")
-                file.close()
-                file, read = following, 0
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is not there any more") from error
+            followed.read(lambda line: _print(line, terminal, as_json=as_json))
     finally:
-        file.close()
+        followed.close()
     return OK
-
-
-def _read_lines(file: BinaryIO, position: int, take: Callable[[bytes], object]) -> int:
-    """Give the whole lines from `position` on to `take`; returns where the next one begins. Half a line is read again:
-    it may go on, or be cut off by the next process that opens the log."""
-    file.seek(min(position, os.fstat(file.fileno()).st_size))
-    position = file.tell()
-    for line in file:
-        if not line.endswith(b"\n"):
-            break
-        position += len(line)
-        take(line)
-    return position
-
-
-def _is_another(path: Path, file: BinaryIO) -> bool:
-    """Whether the log goes on in another file."""
-    try:
-        return not os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False  # between two names
 
 
 def _print(line: bytes, terminal: Terminal, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 from msgspec import Struct
@@ -22,7 +23,7 @@ from agentrt.security.audit.record import (
     Recovered,
     decode,
 )
-from agentrt.security.audit.segments import segments
+from agentrt.security.audit.segments import at_one_moment
 from agentrt.telemetry.look import duration, printable
 
 __all__ = ["Filter", "Row", "Rows", "lines_of", "moment", "other", "said"]
@@ -121,19 +122,31 @@ class Rows:
 def lines_of(path: Path) -> Iterator[tuple[bytes, Line | None]]:
     """Each line of the log at `path` and of the files before it; None for what is no line of a log. Raises
     ConfigError."""
-    for file in segments(path):
+    try:
+        full, written = at_one_moment(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    for name in full:
         try:
-            lines = file.open("rb")
+            file = name.open("rb")
         except OSError as error:
-            raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-        with lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    return  # it is being written
-                try:
-                    yield line, decode(line)
-                except NOT_A_LINE:
-                    yield line, None
+            if written is not None:
+                written.close()
+            raise ConfigError(f"cannot read {name}: {error.strerror}") from error
+        yield from _lines(file)
+    if written is not None:
+        yield from _lines(written)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, Line | None]]:
+    with file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # it is being written
+            try:
+                yield line, decode(line)
+            except NOT_A_LINE:
+                yield line, None
 
 
 def said(row: Row, *, depth: int = 0) -> str:

@@ -19,10 +19,16 @@ from agentrt.telemetry.protocol import TelemetryBackend
 from agentrt.telemetry.signals import Batch
 from agentrt.testing.plain_host import PlainHost
 
-__all__ = ["SLACK", "BackendThread", "eventually", "leaves_nothing"]
+__all__ = ["LEFT", "SLACK", "BackendThread", "eventually", "leaves_nothing"]
 
-SLACK = 2.0
-"""Seconds after which whoever should have ended has not: for a slow machine."""
+SLACK = 10.0
+"""Seconds after which whoever should have ended has not: a busy machine may stop a process for some of them."""
+
+LEFT = 2.0
+"""Seconds after which what is still there was left behind."""
+
+LOOKS = 10
+"""How often something is looked for at least, however long the machine took from one look to the next."""
 
 
 class BackendThread:
@@ -144,18 +150,21 @@ def _left_by(life: Callable[[], None]) -> str | None:
         return [*(f"the thread {thread.name!r}" for thread in alive), *opened]
 
     # What a server in this process has of a connection goes a moment after the client's.
-    if not eventually(lambda: not still(), SLACK):
+    if not eventually(lambda: not still(), LEFT):
         left += still()
     return "; ".join(left) or None
 
 
 def eventually(fits: Callable[[], bool], seconds: float) -> bool:
-    """Whether `fits` becomes true within `seconds`."""
+    """Whether `fits` becomes true within `seconds`, or a few looks if these take longer: in a time in which the process
+    stood still nothing could become true."""
     ends = time.monotonic() + seconds
+    looks = 1
     while not fits():
-        if time.monotonic() > ends:
+        if looks >= LOOKS and time.monotonic() > ends:
             return False
         time.sleep(0.02)
+        looks += 1
     return True
 
 

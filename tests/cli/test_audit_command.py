@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 
 from agentrt import Runtime, tool
-from agentrt.cli.audit import _read_lines
+from agentrt.cli.audit_follow import Followed
 from agentrt.config import Config
+from agentrt.errors import ConfigError
 from agentrt.security.audit import AuditLog, acting
+from agentrt.security.audit.segments import segments
 from tests.cli.commands import environment
 from tests.cli.conftest import Command
 
@@ -105,14 +108,38 @@ def test_a_log_that_was_cut(log: Path, command: Command) -> None:
     assert ": truncated: the log ends here" in ended.out
 
 
-def test_a_file_that_is_no_audit_log_is_told_as_that(log: Path, command: Command) -> None:
-    hint = "does not begin as an audit log: is it the file that [audit] path names?"
-    ended = command("audit", "verify", "agents.py")
+@pytest.mark.parametrize("content", [b"mine\n" * 60, b"no line end", b'{"a": 1}\n', b"\x7fELF\0\0\n\xff" * 9])
+def test_a_file_that_is_no_audit_log_is_told_as_that_and_no_verdict(
+    project: Path, command: Command, content: bytes
+) -> None:
+    (project / "file").write_bytes(content)
+    ended = command("audit", "verify", "file")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "error: file is no audit log: not one line of it is; name the file of [audit] path\n"
+    )
+
+
+def test_a_log_of_which_one_line_is_left_is_one(log: Path, command: Command) -> None:
+    line = log.read_bytes().splitlines(keepends=True)[3]
+    log.write_bytes(b"nothing\n" * 9 + line + b"nothing\n")
+    ended = command("audit", "verify", "audit.jsonl")
     assert ended.code == 1
-    assert f"hint: agents.py {hint}" in ended.err
+    assert "audit.jsonl:1, record 1: edited: it is no line of an audit log any more" in ended.out
+    log.write_bytes(b'{"type":"fi')  # a process that was killed as it began
+    ended = command("audit", "verify", "audit.jsonl")
+    assert ended.code == 1
+    assert "truncated: there is nothing in it" in ended.out
+
+
+def test_checkpoints_that_are_taken_for_a_log(log: Path, command: Command) -> None:
+    hint = "does not begin as an audit log: is it the file that [audit] path names?"
     assert f"hint: anchor.jsonl {hint}" in command("audit", "verify", "anchor.jsonl").err
     assert hint not in command("audit", "verify", "audit.jsonl").err
-    (log.parent / "one").write_text("no log\n")
+
+
+def test_what_is_no_line_of_a_log_is_counted(project: Path, command: Command) -> None:
+    (project / "one").write_text("no log\n")
     ended = command("audit", "show", "one")
     assert (ended.code, ended.out) == (0, "")
     assert ended.err.endswith("one: 1 line is no line of an audit log; agentrt audit verify says more\n")
@@ -251,20 +278,82 @@ def test_following_goes_on_in_the_next_file(project: Path) -> None:
     assert len([name for name in os.listdir(project) if name.startswith("a.0")]) >= 1
 
 
+@pytest.mark.asyncio
+async def test_following_misses_no_file_that_was_filled_between_two_looks(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    seen: list[int] = []
+
+    def take(line: bytes) -> None:
+        seen.append(json.loads(line)["seq"])
+
+    async with AuditLog(path, strict=True, rotation=2000) as log:
+        (await log.durable_intent("x", "first")).ended()
+        with contextlib.closing(Followed(path)) as followed:
+            followed.read(take)
+            for rotations in (0, 1, 2, 5):
+                files = len(segments(path)) + rotations
+                while len(segments(path)) < files or not rotations:
+                    (await log.durable_intent("x", "y")).ended()
+                    if not rotations:
+                        break
+                followed.read(take)
+            segments(path)[0].unlink()
+            await log.aclose()
+            followed.read(take)
+    last = json.loads(path.read_bytes().splitlines()[-1])
+    assert seen == list(range(1, last["seq"] + 1))
+    assert last["seq"] > 40
+
+
+@pytest.mark.asyncio
+async def test_following_goes_on_with_another_log_of_the_name_and_leaves_its_older_files(
+    tmp_path: Path,
+) -> None:
+    path, shown = tmp_path / "a", list[bytes]()
+
+    async def write(name: str) -> None:
+        async with AuditLog(path, strict=True, rotation=2000) as log:
+            for _ in range(10):
+                (await log.durable_intent("x", name)).ended()
+
+    await write("old")
+    with contextlib.closing(Followed(path)) as followed:
+        followed.read(lambda line: None)
+        for file in segments(path):
+            file.rename(tmp_path / f"moved-{file.name}")
+        followed.read(shown.append)
+        assert shown == [], "between two names"
+        await write("new")
+        new = b"".join(file.read_bytes() for file in segments(path))
+        (tmp_path / "moved-a.000001").rename(tmp_path / "a.999999")
+        followed.read(shown.append)
+    assert b"".join(shown) == new
+
+
+def test_what_follows_and_cannot_be_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"first\n")
+    with contextlib.closing(Followed(path)) as followed:
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(ConfigError, match=r"cannot read what follows in .*a: Is a directory"):
+            followed.read(lambda line: None)
+
+
 @pytest.mark.parametrize("cut", [len("first\nha"), len("first\n"), len("fi")])
 def test_following_goes_on_where_a_log_was_cut(tmp_path: Path, cut: int) -> None:
     """By the next process that opens it, after one that was killed; or by one whose disk was full for a while."""
     path = tmp_path / "a"
     path.write_bytes(b"first\nhalf a line that is rather long")
     shown: list[bytes] = []
-    with path.open("rb") as file:
-        read = _read_lines(file, 0, shown.append)
+    with contextlib.closing(Followed(path)) as followed:
+        followed.read(shown.append)
         os.truncate(path, cut)
-        read = _read_lines(file, read, shown.append)
+        followed.read(shown.append)
         assert shown == [b"first\n"]
         with path.open("ab") as more:
             more.write(b"...\n")
-        assert _read_lines(file, read, shown.append) == cut + 4
+        followed.read(shown.append)
     assert shown[1:] == [b"ha...\n" if cut == 8 else b"...\n"]
 
 

@@ -253,7 +253,9 @@ def test_a_missing_key(project: Path) -> None:
 
 
 def test_a_missing_key_after_a_model_that_was_asked_is_a_failure_of_the_agent(project: Path) -> None:
-    (project / "one.json").write_text('[{"error": {"type": "permanent", "fault": "target", "message": "out"}}]')
+    (project / "one.json").write_text(
+        '[{"error": {"type": "permanent", "fault": "target", "message": "out"}}]'
+    )
     models = ("-m", "scripted:one.json", "-m", "openai:gpt-5-mini")
     ended = agentrt("run", "agents:Bot", "hi", *models, cwd=project)
     assert ended.code == 1

@@ -15,6 +15,7 @@ import stat
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from msgspec import Struct
 
@@ -33,7 +34,7 @@ from agentrt.security.audit.record import (
 )
 from agentrt.security.audit.segments import numbered, rotated
 
-__all__ = ["LastCheckpoint", "LogFile"]
+__all__ = ["LastCheckpoint", "LogFile", "is_beginning"]
 
 MODE = 0o600
 LOCK_SECONDS = 2.0
@@ -286,12 +287,12 @@ def _read(path: Path) -> _Found:
             return found
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _find(data, found)
+        if found.last is None and (found.end or not is_beginning(file)):
+            raise ConfigError(f"{path} is no audit log: choose another [audit] path, or move it away")
     if found.last is not None and found.header is None:
         raise ConfigError(
             f"{path} is an audit log without its first line: move it away, and a new one is begun"
         )
-    if found.last is None and (found.end or not _is_torn_header(path)):
-        raise ConfigError(f"{path} is no audit log: choose another [audit] path, or move it away")
     return found
 
 
@@ -336,11 +337,11 @@ def _decoded(line: bytes) -> Line | None:
         return None
 
 
-def _is_torn_header(path: Path) -> bool:
-    """Whether a file without a whole line is the beginning of a log's first line, or what a crash of the machine left
-    of one (zeros)."""
-    with path.open("rb") as file:
-        start = file.read(len(_HEADER))
+def is_beginning(file: BinaryIO) -> bool:
+    """Whether a file in which no line is one of a log is the beginning of one all the same: nothing, a part of the
+    first line, or what a crash of the machine left of one (zeros)."""
+    file.seek(0)
+    start = file.read(len(_HEADER))
     return _HEADER.startswith(start) or not start.strip(b"\0")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["expanded", "numbered", "of_commands", "rotated", "segments"]
+__all__ = ["at_one_moment", "expanded", "numbered", "of_commands", "rotated", "segments"]
 
 _NUMBER = re.compile(r"\.(\d{6,})")
 
@@ -51,3 +53,33 @@ def rotated(path: Path) -> list[Path]:
 def segments(path: Path) -> list[Path]:
     """All files of the log at `path`, in order; the one that is written last."""
     return [*rotated(path), *([path] if path.is_file() else [])]
+
+
+def at_one_moment(path: Path) -> tuple[list[Path], BinaryIO | None]:
+    """The full files of the log at `path`, in order, and the one after them, opened; None if the last one that there is
+    has its number already.
+
+    In this order: the file that is written may get its number once it is open here, and then others follow it. Raises
+    OSError.
+    """
+    written = None
+    with suppress(FileNotFoundError):
+        written = path.open("rb", buffering=1 << 20)
+    try:
+        full = rotated(path)
+        has_number = written is not None and any(_is_same(written, name) for name in full)
+    except BaseException:
+        if written is not None:
+            written.close()
+        raise
+    if written is not None and has_number:
+        written.close()
+        written = None
+    return full, written
+
+
+def _is_same(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False  # removed by somebody meanwhile

@@ -20,9 +20,10 @@ from agentrt.errors import ConfigError
 from agentrt.security.audit.anchors import Anchors, Kept, checkpoints_of, is_signed
 from agentrt.security.audit.chain import GENESIS, TAIL, own_hash
 from agentrt.security.audit.checkpoints import PublicKey
+from agentrt.security.audit.log_file import is_beginning
 from agentrt.security.audit.record import NOT_A_LINE, Checkpoint, FileBegan, Gap, Recovered, decode
 from agentrt.security.audit.report import TOLD, Kind, Place, Problem, Report
-from agentrt.security.audit.segments import rotated
+from agentrt.security.audit.segments import at_one_moment
 
 __all__ = ["Kind", "Problem", "Report", "verify"]
 
@@ -52,7 +53,7 @@ def verify(
 
     `public_key`: of the checkpoints, or several if it was changed over time; without one only the chain is looked at.
     `anchor`: a file with checkpoints that were kept elsewhere. `pruned`: older files were removed on purpose. Raises
-    ConfigError if there is no such log, or the anchor is the log itself.
+    ConfigError if there is no such log, if not one line of it is one of a log, or if the anchor is the log itself.
     """
     base = Path(path)
     keys = (public_key,) if isinstance(public_key, PublicKey) else tuple(public_key or ())
@@ -77,6 +78,10 @@ def verify(
         for number, (name, opened) in enumerate(files, start=1):
             with opened if opened is not None else _opened(name) as file:
                 reader.read(file, str(name), is_last=number == len(files))
+                if number == len(files) and report.first is None and not is_beginning(file):
+                    raise ConfigError(
+                        f"{base} is no audit log: not one line of it is; name the file of [audit] path"
+                    )
         reader.finish()
     return report
 
@@ -84,16 +89,12 @@ def verify(
 def _files(base: Path, stack: ExitStack) -> list[tuple[Path, BinaryIO | None]]:
     """The files of a log at one moment, in order; the one that is written is open already."""
     try:
-        written = stack.enter_context(base.open("rb", buffering=1 << 20))
-    except FileNotFoundError:
-        written = None
+        full, written = at_one_moment(base)
     except OSError as error:
         raise ConfigError(f"cannot read {base}: {error.strerror}") from error
-    files: list[tuple[Path, BinaryIO | None]] = [(name, None) for name in rotated(base)]
+    files: list[tuple[Path, BinaryIO | None]] = [(name, None) for name in full]
     if written is not None:
-        status = os.fstat(written.fileno())
-        if not any(os.path.samestat(status, name.stat()) for name, _ in files):
-            files.append((base, written))
+        files.append((base, stack.enter_context(written)))
     return files
 
 
