@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from agentrt.security.audit import AuditLog, AuditUnavailable, log_file
 from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.segments import segments
-from security.audits import KEY, checked, items, lines, until, written
+from security.audits import KEY, checked, items, lines, records, until, written
 
 
 class Failing:
@@ -84,3 +86,35 @@ async def test_a_log_that_opens_late_and_then_fails_once_more_goes_on_where_it_s
     assert report.ok, report.problems
     assert (report.first, report.records) == (1, report.last)
     assert report.records > before
+
+
+@pytest.mark.asyncio
+async def test_a_group_that_is_being_written_takes_its_part_of_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes back if it cannot be written; by then others may not have taken its place."""
+    path, real = tmp_path / "audit.jsonl", LogFile.append
+    writing, go = threading.Event(), threading.Event()
+
+    def fail(self: LogFile, data: bytes) -> None:
+        if b"in hand" in data:
+            writing.set()
+            assert go.wait(60)
+            monkeypatch.setattr(LogFile, "append", real)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(self, data)
+
+    monkeypatch.setattr(LogFile, "append", fail)
+    async with AuditLog(path, on_failure="warn", queue=10) as log:
+        for _ in range(6):
+            log.note("x", "in hand")
+        assert await asyncio.to_thread(writing.wait, 60)
+        for _ in range(6):
+            log.note("x", "waits")
+        assert log.statistics.lost == 2
+        go.set()
+        await until(lambda: log.statistics.written == 10, seconds=60)
+        for _ in range(10):
+            log.note("x", "later")
+    assert log.statistics.lost == 2
+    assert [item["resource"] for item in records(path)] == ["in hand"] * 6 + ["waits"] * 4 + ["later"] * 10

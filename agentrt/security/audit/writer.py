@@ -76,6 +76,8 @@ class Writer:
         # Reentrant: a signal handler or a finalizer may record something while its own thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
         self._queue: deque[Ticket] = deque()
+        self._in_hand = 0
+        """Records of the group that is being written: they may come back."""
         self._thread: threading.Thread | None = None
         self._urgent = False
         self._closing = self._is_dead = False
@@ -111,7 +113,7 @@ class Writer:
     def put(self, ticket: Ticket, *, refusable: bool = False) -> None:
         """Queue a ticket. Raises AuditUnavailable for a `refusable` one if the log cannot take it and refuses then."""
         with self._changed:
-            full = len(self._queue) >= self.policy.queue or self._is_dead
+            full = len(self._queue) + self._in_hand >= self.policy.queue or self._is_dead
             failing = self.failure is not None and ticket.told is None
             if refusable and self.policy.on_failure == "refuse" and (full or failing):
                 self._refuse()
@@ -206,6 +208,7 @@ class Writer:
     def _taken(self) -> list[Ticket]:
         count = min(GROUP, len(self._queue))
         group = [self._queue.popleft() for _ in range(count)]
+        self._in_hand = count
         self._urgent = any(ticket.told is not None for ticket in self._queue)
         return group
 
@@ -365,13 +368,14 @@ class Writer:
     def _succeeded(self, group: list[Ticket], data: bytes, checkpoint: bytes | None) -> None:
         self.file.torn = None
         statistics = self.statistics
-        statistics.written += len(group)
-        statistics.groups += 1
         with self._changed:
+            self._in_hand = 0
             lost, refused, failed = self._lost, self._refused, self.failure is not None
             self.failure = self._since = None
             self._lost = self._refused = 0
             self._retry, self._told_of_failure = FIRST_RETRY, False
+        statistics.written += len(group)
+        statistics.groups += 1
         if failed or lost:
             logger.warning(
                 "the audit log %s is written again; %d records were lost, %d operations refused",
@@ -394,6 +398,7 @@ class Writer:
         for ticket in group:
             ticket.seq = 0
         with self._changed:
+            self._in_hand = 0
             kept = [ticket for ticket in group if ticket.told is None]
             self._queue.extendleft(reversed(kept))
             self._refused += len(waiting)
@@ -403,17 +408,14 @@ class Writer:
 
     def _finish(self) -> None:
         """The last lines, and one more try for what could not be written."""
-        with self._changed:
-            group = list(self._queue)
-            self._queue.clear()
-        while len(group) > GROUP:
-            self._commit(group[:GROUP])
-            group = group[GROUP:]
+        is_last = False
+        while not is_last:
+            with self._changed:
+                group = self._taken()
+                is_last = not self._queue
+            self._commit(group, last=is_last)
             if self.failure is not None:
-                with self._changed:
-                    self._queue.extend(group)
                 return
-        self._commit(group, last=True)
 
     def _abandon(self) -> None:
         """Nobody may wait for what will not be written."""
