@@ -341,7 +341,8 @@ class _Runs(Struct, frozen=True):
 
     def check_counts(self) -> None:
         """Delivered and lost together are what there was."""
-        for signal in ("spans", "logs"):
+        signals: tuple[Signal, ...] = ("spans", "logs")
+        for signal in signals:
             if signal not in self.marks:
                 continue
             # The one that takes all may have had no time for all: a machine can stand still for the whole of an end.
