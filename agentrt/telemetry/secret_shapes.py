@@ -55,6 +55,14 @@ _UNDERSCORE = re.compile(
 )
 _AWS = re.compile(_begins("A") + r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16,}+")
 _GOOGLE = re.compile(r"AIza[\w-]{30,}+|" + _begins("y") + r"ya29\.[\w.-]{20,}+")
+# Vault and OpenBao: a service token of OpenBao is 24 letters and digits after "s.", which a method's name could be, but
+# for a digit or two capitals in a row.
+_TOKEN_DOT = re.compile(r"\.(?<=[sbr]\.)(?=[\w-]{24})")
+_VAULT = re.compile(
+    _begins("hsbr")
+    + r"(?:hv[sbr]\.[\w-]{24,}+|b\.AAAAAQ[\w-]{50,}+"
+    + r"|[sr]\.(?=[A-Za-z0-9]{0,23}?(?:\d|[A-Z]{2}))(?=[A-Z0-9]{0,23}[a-z])[A-Za-z0-9]{24}(?!\w))"
+)
 # Only where a word begins: "eyJeyJeyJ..." must not be read again from each of its places.
 _JWT = re.compile(rf"(?=eyJ)(?:(?<![\w-])|{_AFTER_QUOTED})" + r"eyJ[\w-]{6,}+\.[\w-]{6,}+(?:\.[\w-]*+){0,3}")
 _WEBHOOK = re.compile(r"(hooks\.slack\.com/(?:services|workflows|triggers)/)[\w/-]{8,}+")
@@ -178,6 +186,8 @@ class Shapes:
             text = _AWS.sub(MARK, text)
         if "AIza" in text or "ya29." in text:
             text = _GOOGLE.sub(MARK, text)
+        if "." in text and _TOKEN_DOT.search(text):
+            text = _VAULT.sub(MARK, text)
         if "eyJ" in text:
             text = _JWT.sub(MARK, text)
         if "earer" in text or "EARER" in text:
