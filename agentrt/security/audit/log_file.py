@@ -1,7 +1,6 @@
 """The file of a log: one writer, whole groups of lines on the disk or nothing of them, a chain across files.
 
-Whoever writes holds a lock on PATH.lock for as long as the log is open; the lock ends with the process, however that
-ends. `LogFile` belongs to one thread.
+Whoever writes holds locks for as long as the log is open (see `lock`). `LogFile` belongs to one thread.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import fcntl
 import hashlib
 import mmap
 import os
-import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +20,7 @@ from msgspec import Struct
 from agentrt.errors import ConfigError
 from agentrt.security.audit.chain import Chain, own_hash
 from agentrt.security.audit.errors import AuditUnavailable
+from agentrt.security.audit.lock import is_at, locked
 from agentrt.security.audit.record import (
     FORMAT,
     NOT_A_LINE,
@@ -36,10 +35,9 @@ from agentrt.security.audit.segments import numbered, rotated
 
 __all__ = ["LastCheckpoint", "LogFile", "is_beginning"]
 
-MODE = 0o600
 LOCK_SECONDS = 2.0
 """How long the end of another process that is about to close the log is waited for."""
-LOCK_POLL = 0.02
+_OWN = "give each process a log of its own, for example with {pid} in [audit] path"
 SHOWN = 500
 """Characters of a torn line that its `recovered` record shows."""
 
@@ -79,6 +77,7 @@ class LogFile:
         self.number = 0
         self.checkpoint = LastCheckpoint()
         self.torn: Recovered | None = None
+        self._lock_path = path.with_name(f"{path.name}.lock")
         self._fd = -1
         self._lock = -1
         self._size = 0
@@ -91,38 +90,24 @@ class LogFile:
         """Lock the log, find where it stands, and cut off a torn line. Raises OSError; AuditUnavailable if another
         process writes it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        deadline = time.monotonic() + self.patience
         try:
-            self._fd = self._opened()
+            self._take_lock(deadline)
+            self._fd = self._opened(deadline)
             self._adopt()
         except BaseException:
             self.close()
             raise
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, deadline: float) -> None:
+        lock = self._lock_path
+        fd = locked(lock, deadline=deadline)
+        if fd is None:
+            raise AuditUnavailable(
+                f"the audit log {self.path} is written by another process{_holder(lock)}: {_OWN}"
+            )
         if self._lock >= 0:
-            return
-        name = f"{self.path}.lock"
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
-        deadline = time.monotonic() + self.patience
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(LOCK_POLL)
-                    continue
-                holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-                os.close(fd)
-                raise AuditUnavailable(
-                    f"the audit log {self.path} is written by another process"
-                    f"{f' ({holder})' if holder else ''}: give each process a log of its own, for example with "
-                    "{pid} in [audit] path"
-                ) from None
-            except BaseException:
-                os.close(fd)
-                raise
+            os.close(self._lock)
         self._lock = fd
         try:
             os.ftruncate(fd, 0)
@@ -131,12 +116,13 @@ class LogFile:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise  # who holds it is only for the message to another; a full disk says so when it matters
 
-    def _opened(self) -> int:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = os.open(self.path, flags, MODE)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise ConfigError(f"the audit log {self.path} is not a regular file: choose another path")
+    def _opened(self, deadline: float = 0.0) -> int:
+        """The file of the log's name, locked."""
+        fd = locked(self.path, flags=os.O_APPEND, deadline=deadline)
+        if fd is None:
+            raise AuditUnavailable(
+                f"the audit log {self.path} is written by another process, whose {self._lock_path} was removed: {_OWN}"
+            )
         return fd
 
     def _adopt(self) -> None:
@@ -215,12 +201,35 @@ class LogFile:
             os.ftruncate(self._fd, self._size)
             self._is_untidy = False
 
+    def has_lock(self) -> bool:
+        """Whether PATH.lock is still the one that is held: somebody may have moved, removed or replaced it."""
+        return is_at(self._lock, self._lock_path)
+
+    def take_lock_again(self) -> None:
+        """Hold the PATH.lock that is there now, or a new one. Raises OSError; AuditUnavailable if another process holds
+        it. The file that is written stays locked in any case."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._take_lock(0.0)
+
     def is_lost(self) -> bool:
         """Whether the file that is open is not the one of its name any more: somebody moved or removed it."""
+        return not is_at(self._fd, self.path)
+
+    def is_changed(self) -> bool:
+        """Whether somebody else has written to the file, or cut it."""
+        return not self._is_untidy and os.fstat(self._fd).st_size != self._size
+
+    def adopt_again(self) -> None:
+        """After somebody else has changed the file: go on at its end, and in the chain where it is longer by now. What
+        was cut off stays in the chain, so that it shows. Raises OSError; ConfigError if it is no audit log any more."""
+        chain, number, checkpoint = self.chain, self.number, self.checkpoint
         try:
-            return not os.path.samestat(os.stat(self.path), os.fstat(self._fd))
-        except FileNotFoundError:
-            return True
+            self._adopt()
+        except BaseException:
+            self._size = -1  # what is there is still unknown
+            raise
+        if self.chain.seq <= chain.seq:
+            self.chain, self.number, self.checkpoint = chain, number, checkpoint
 
     @property
     def is_full(self) -> bool:
@@ -239,7 +248,8 @@ class LogFile:
         try:
             fresh = self._opened()
         except BaseException:
-            os.rename(full, self.path)
+            if not self.path.exists():  # what somebody has made there meanwhile is not overwritten
+                os.rename(full, self.path)
             raise
         os.close(self._fd)
         self._fd, self._size = fresh, 0  # the folder goes to the disk with the first lines
@@ -251,6 +261,7 @@ class LogFile:
             raise AuditUnavailable(
                 f"the audit log {self.path} was replaced by another file while it was written: move that away"
             )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._opened()
         os.close(self._fd)
         self._fd, self._size, self._is_untidy = fresh, 0, False
@@ -269,6 +280,16 @@ class LogFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _holder(lock: Path) -> str:
+    """Who has the lock, as they have written into it, for a message."""
+    try:
+        with lock.open("rb") as held:
+            holder = held.read(20).decode("ascii", "replace").strip()
+    except OSError:
+        return ""  # it is gone by now
+    return f" ({holder})" if holder else ""
 
 
 def _sync(fd: int) -> None:

@@ -83,7 +83,7 @@ class Writer:
         self._closing = self._is_dead = False
         self._since: str | None = None
         self._lost = self._refused = 0
-        self._told_of_failure = False
+        self._told_of_failure = self._told_of_lock = False
         self._retry = FIRST_RETRY
         self._unsigned = 0
         self._unsigned_since = 0.0
@@ -131,7 +131,7 @@ class Writer:
                 self._changed.notify()
 
     def warn_once(self, why: str) -> None:
-        """Say why there will be no records, and count what is lost."""
+        """Say why there will be no records."""
         self._fails(why)
 
     def close(self, seconds: float) -> None:
@@ -269,18 +269,44 @@ class Writer:
         return b"".join(lines), checkpoint
 
     def _have_file(self) -> None:
-        """Have the file open, at its name, and not too large."""
+        """Have the file open, at its name, as it was left, and not too large."""
         if not self.file.is_open:
             self.file.open()
             self._introduced = False
-        elif self.file.is_lost():
+            return
+        self._keep_lock()
+        if self.file.is_lost():
             logger.error(
                 "the audit log %s was moved or removed while it was written; it is begun anew",
                 self.file.path,
             )
             self.file.reopen()
+        elif self.file.is_changed():
+            logger.error("the audit log %s was changed by somebody else while it was written", self.file.path)
+            self.file.adopt_again()
+            self._introduced = False
         elif self.file.is_full:
             self.file.rotate()
+
+    def _keep_lock(self) -> None:
+        """Have PATH.lock, if it can be had. Without it nobody else gets in either: the log itself is locked."""
+        if self.file.has_lock():
+            self._told_of_lock = False
+            return
+        outcome = "it is made anew"
+        try:
+            self.file.take_lock_again()
+        except OSError as error:
+            outcome = f"it cannot be made anew: {reason(error)}"
+        except AuditUnavailable:
+            outcome = "another process holds the one that is there now"
+        if not self._told_of_lock:
+            logger.error(
+                "the lock of the audit log, %s.lock, was moved or removed while it was written (%s): leave it there",
+                self.file.path,
+                outcome,
+            )
+            self._told_of_lock = True
 
     def _introduction(self) -> list[bytes]:
         """What stands after the log has been opened."""
