@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -15,12 +16,15 @@ import pytest
 from servers.faulty import BlackHole, Refusing
 
 from agentrt import Config, Context, Runtime
-from agentrt.errors import ThrottledError, TransientError
+from agentrt.errors import AgentrtError, ThrottledError, TransientError
 from agentrt.telemetry import Batch
-from tests.telemetry.recording import Kept
+from tests.telemetry.recording import Kept, until
 
 CALLS = 20
 SPANS = CALLS + 1
+
+AT_ONCE = 20.0
+"""Seconds: far less than what hangs does so, far more than a busy machine stands still."""
 
 pytestmark = pytest.mark.asyncio
 
@@ -84,6 +88,22 @@ NAMES = list(backends(threading.Event()))
 LOSING = [name for name in NAMES if name not in ("is slow", "is well")]
 
 
+def hand_on(rt: Runtime) -> None:
+    """Give the backends what came until now: nothing of it is lost before them, however little time is left."""
+    assert rt.telemetry._processor.drain(60.0)
+
+
+async def delivered(rt: Runtime, *names: str) -> None:
+    """Wait until these backends have everything."""
+    hand_on(rt)
+
+    def have_it() -> bool:
+        reports = {report.name: report for report in rt.telemetry.report()}
+        return all(reports[name].delivered.get("spans") == SPANS for name in names)
+
+    await asyncio.to_thread(until, have_it, 60.0)
+
+
 def check_account(rt: Runtime, kept: dict[str, Kept], *, losing: bool = False) -> None:
     """Each backend delivered or lost each span, once."""
     for report in rt.telemetry.report():
@@ -103,11 +123,12 @@ async def test_one_backend(name: str, release: threading.Event, caplog: pytest.L
     async with rt:
         started = time.monotonic()
         result = await rt.run(agent, "hi")
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < AT_ONCE
         assert result.text == "answer to hi"
+        hand_on(rt)
         started = time.monotonic()
-        await rt.telemetry.aclose(0.5 if name in LOSING else 10.0)
-        assert time.monotonic() - started < 3.0
+        await rt.telemetry.aclose(0.5 if name in LOSING else 60.0)
+        assert time.monotonic() - started < AT_ONCE
     check_account(rt, kept)
     told = [record.getMessage() for record in caplog.records if name in record.getMessage()]
     assert len([text for text in told if "telemetry lost" in text]) == (name in LOSING)
@@ -119,9 +140,10 @@ async def test_all_of_them_at_once_take_no_longer_than_one(release: threading.Ev
     rt = Runtime(backends=list(kept.items()))
     async with rt:
         assert (await rt.run(agent, "hi")).text == "answer to hi"
+        await delivered(rt, "is slow", "is well")
         started = time.monotonic()
         await rt.telemetry.aclose(1.5)
-        assert time.monotonic() - started < 4.0
+        assert time.monotonic() - started < AT_ONCE
     check_account(rt, kept)
 
 
@@ -131,10 +153,21 @@ async def test_the_whole_runtime_ends_in_its_budget(
     monkeypatch.setattr("agentrt.closing.CLOSE_SECONDS", 1.0)
     kept = {name: backends(release)[name] for name in ("blocks", "is stubborn", "is well")}
     rt = Runtime(backends=list(kept.items()))
-    async with rt:
-        assert (await rt.run(agent, "hi")).text == "answer to hi"
-        started = time.monotonic()
-    assert time.monotonic() - started < 2.5
+    given: list[float] = []
+    aclose = rt.telemetry.aclose
+
+    async def observed(seconds: float) -> None:
+        given.append(seconds)
+        await aclose(seconds)
+
+    monkeypatch.setattr(rt.telemetry, "aclose", observed)
+    with contextlib.suppress(AgentrtError):  # if the machine stands still in the 0.05 s that telemetry leaves
+        async with rt:
+            assert (await rt.run(agent, "hi")).text == "answer to hi"
+            await delivered(rt, "is well")
+            started = time.monotonic()
+    assert time.monotonic() - started < AT_ONCE
+    assert given[0] < 0.9
     check_account(rt, kept)
 
 
@@ -145,9 +178,10 @@ async def test_a_collector_that_is_not_well(kind: Any, caplog: pytest.LogCapture
         rt = Runtime(config)
         async with rt:
             assert (await rt.run(agent, "hi")).text == "answer to hi"
+            hand_on(rt)
             started = time.monotonic()
             await rt.telemetry.aclose(1.0)
-            assert time.monotonic() - started < 3.0
+            assert time.monotonic() - started < AT_ONCE
     (report,) = rt.telemetry.report()
     assert sum(count for (signal, _), count in report.lost.items() if signal == "spans") == SPANS
     assert len([r for r in caplog.records if "telemetry lost: otlp" in r.getMessage()]) == 1
@@ -160,8 +194,8 @@ async def test_a_collector_that_never_answered_is_not_waited_for(protocol: str) 
         async with rt:
             assert (await rt.run(agent, "hi")).text == "answer to hi"
             started = time.monotonic()
-            await rt.telemetry.aclose(30.0)
-            assert time.monotonic() - started < 10.0
+            await rt.telemetry.aclose(60.0)
+            assert time.monotonic() - started < AT_ONCE
     (report,) = rt.telemetry.report()
     assert report.lost["spans", "shutdown"] == SPANS
     assert "refused" in str(report) or "connection attempts failed" in str(report)
@@ -173,8 +207,8 @@ async def test_a_queue_full_for_nobody_is_given_up_as_soon() -> None:
     async with rt:
         assert (await rt.run(agent, "hi")).text == "answer to hi"
         started = time.monotonic()
-        await rt.telemetry.aclose(30.0)
-        assert time.monotonic() - started < 10.0
+        await rt.telemetry.aclose(60.0)
+        assert time.monotonic() - started < AT_ONCE
     check_account(rt, {"kept": kept}, losing=True)
 
 
@@ -210,10 +244,10 @@ async def test_a_collector_that_comes_back_during_the_shutdown_gets_what_waits(
     rt = Runtime(backends=[("away", away)])
     async with rt:
         await rt.run(agent, "hi")
-        assert await rt.telemetry.flush(0.5) == was_there
+        assert await rt.telemetry.flush(30.0 if was_there else 0.5) == was_there
         away.leave()
         await rt.run(agent, "again")
-        await rt.telemetry.aclose(30.0)
+        await rt.telemetry.aclose(60.0)
     (report,) = rt.telemetry.report()
     assert (report.lost, report.delivered["spans"], len(away.spans)) == ({}, 2 * SPANS, 2 * SPANS)
     assert away.tries < 40, "it is not pressed"
@@ -227,6 +261,9 @@ async def test_the_reason_of_a_loss_is_told_if_an_exporter_tries_again_by_itself
         rt = Runtime(Config({"telemetry": table}))
         async with rt:
             await rt.run(agent, "hi")
+            await rt.telemetry.flush(0.0)
+            (exporter,) = rt.telemetry._exporters
+            await asyncio.to_thread(until, lambda: exporter.backend.said, 60.0)
             await rt.telemetry.aclose(0.5)
     (told,) = [text for text in caplog.messages if "telemetry lost" in text]
     assert f"{SPANS} spans lost (shutdown)" in told
@@ -234,23 +271,40 @@ async def test_the_reason_of_a_loss_is_told_if_an_exporter_tries_again_by_itself
     assert "refused" in told
 
 
-async def test_a_cancelled_close_returns_at_once_and_loses_no_count(release: threading.Event) -> None:
+async def test_a_cancelled_close_returns_at_once(release: threading.Event) -> None:
+    rt = Runtime(backends=[("blocks", backends(release)["blocks"])])
+    async with rt:
+        await rt.run(agent, "hi")
+        await begun_and_cancelled(rt, 60.0)
+        (report,) = rt.telemetry.report()
+        assert (report.lost, report.delivered) == ({}, {}), "its time is not over"
+        release.set()
+        await asyncio.to_thread(until, lambda: rt.telemetry.report()[0].delivered, 60.0)
+
+
+async def test_a_cancelled_close_loses_no_count(release: threading.Event) -> None:
     kept = {name: backends(release)[name] for name in ("blocks", "is well")}
     rt = Runtime(backends=list(kept.items()))
     async with rt:
         await rt.run(agent, "hi")
-        closing = asyncio.create_task(rt.telemetry.aclose(2.0))
-        await asyncio.sleep(0.1)
-        closing.cancel()
-        started = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
-            await closing
-        assert time.monotonic() - started < 1.5
-    end = time.monotonic() + 10.0
-    while any(not report.lost and not report.delivered for report in rt.telemetry.report()):
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
+        await delivered(rt, "is well")
+        await begun_and_cancelled(rt, 0.5)
+        await asyncio.to_thread(
+            until,
+            lambda: all(report.lost or report.name == "is well" for report in rt.telemetry.report()),
+            60.0,
+        )
     check_account(rt, kept)
+
+
+async def begun_and_cancelled(rt: Runtime, seconds: float) -> None:
+    """A close that has `seconds`, and is cancelled when its thread is at work."""
+    hand_on(rt)
+    closing = asyncio.create_task(rt.telemetry.aclose(seconds))
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
 
 
 async def test_a_run_is_not_held_up_by_backends_whose_queues_are_full(release: threading.Event) -> None:
@@ -260,7 +314,7 @@ async def test_a_run_is_not_held_up_by_backends_whose_queues_are_full(release: t
         started = time.monotonic()
         for _ in range(20):
             assert (await rt.run(agent, "hi")).text == "answer to hi"
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < AT_ONCE
         await rt.telemetry.aclose(0.3)
     before = dict.fromkeys(("calls", "runs"), 0)
     for report in rt.telemetry.report():
@@ -289,12 +343,12 @@ async def test_calls_of_flush_that_hang_do_not_hold_up_the_end(release: threadin
     rt = Runtime(backends=list(kept.items()))
     async with rt:
         await rt.run(agent, "hi")
-        flushes = [asyncio.create_task(rt.telemetry.flush(20.0)) for _ in range(4)]
+        hand_on(rt)
+        flushes = [asyncio.create_task(rt.telemetry.flush(600.0)) for _ in range(4)]
         await asyncio.sleep(0.1)
         started = time.monotonic()
-        async with asyncio.timeout(5.0):
-            await rt.telemetry.aclose(0.5)
-        assert time.monotonic() - started < 2.0
+        await rt.telemetry.aclose(0.5)
+        assert time.monotonic() - started < AT_ONCE
         assert await asyncio.gather(*flushes) == 4 * [False]
     check_account(rt, kept)
 
@@ -307,7 +361,7 @@ from agentrt import Runtime
 
 class Hangs:
     interval = 0.01
-    timeout = 60.0
+    timeout = 600.0
     {export}
 
 async def agent(message, ctx):
@@ -327,13 +381,13 @@ asyncio.run(main())
 @pytest.mark.parametrize(
     "export",
     [
-        "def export(self, batch): time.sleep(60)",
-        "async def export(self, batch): await asyncio.sleep(60)",
-        "async def export(self, batch): await asyncio.to_thread(time.sleep, 60)",
-        "async def export(self, batch): await asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)",
+        "def export(self, batch): time.sleep(600)",
+        "async def export(self, batch): await asyncio.sleep(600)",
+        "async def export(self, batch): await asyncio.to_thread(time.sleep, 600)",
+        "async def export(self, batch): await asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)",
         "def export(self, batch): threading.Event().wait()",
-        "def open(self, host): time.sleep(60)\n    def export(self, batch): pass",
-        "def export(self, batch): pass\n    async def aclose(self): await asyncio.to_thread(time.sleep, 60)",
+        "def open(self, host): time.sleep(600)\n    def export(self, batch): pass",
+        "def export(self, batch): pass\n    async def aclose(self): await asyncio.to_thread(time.sleep, 600)",
     ],
     ids=["blocks", "hangs", "to_thread", "executor", "for ever", "open", "aclose"],
 )
@@ -344,10 +398,10 @@ async def test_a_process_ends_although_a_backend_hangs(export: str) -> None:
         [sys.executable, "-c", PROGRAM.format(export=export)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
-    assert time.monotonic() - started < 10.0
+    assert time.monotonic() - started < 60.0
     assert (ended.returncode, ended.stdout) == (0, "the answer\n")
     assert "Traceback" not in ended.stderr
     assert "Exception" not in ended.stderr
@@ -361,7 +415,7 @@ async def test_a_process_that_never_closes_its_runtime_ends_too() -> None:
 
         class Hangs:
             interval = 0.01
-            def export(self, batch): time.sleep(60)
+            def export(self, batch): time.sleep(600)
 
         async def agent(message):
             return message
@@ -381,9 +435,9 @@ async def test_a_process_that_never_closes_its_runtime_ends_too() -> None:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
-    assert time.monotonic() - started < 10.0
+    assert time.monotonic() - started < 60.0
     assert (ended.returncode, ended.stdout) == (0, "the answer\n")
     assert "Traceback" not in ended.stderr
