@@ -253,6 +253,22 @@ async def test_a_redirect_is_not_followed(status: int, vault: KeyVault, certific
 
 
 @pytest.mark.asyncio
+async def test_a_list_that_goes_on_elsewhere_takes_no_token_there(
+    vault: KeyVault, certificate: Certificate
+) -> None:
+    with HttpServer(tls=certificate.server_context()) as other:
+        page = {"value": [], "nextLink": f"https://localhost:{other.port}/secrets?page=2"}
+        secrets = AzureSecrets(**options(vault))
+        told = pytest.raises(
+            SecretUnavailable, match=rf"goes on at https://localhost:{other.port}, which is not"
+        )
+        with vault.failing(Answer(200, json.dumps(page).encode(), JSON)), told:
+            await secrets.list()
+        await secrets.aclose()
+        assert other.requests == []
+
+
+@pytest.mark.asyncio
 async def test_a_list_that_is_denied_names_its_permission(vault: KeyVault) -> None:
     secrets = AzureSecrets(**options(vault))
     told = pytest.raises(SecretDenied, match=r"^the list of the secrets in azure: .*permission 'list'")

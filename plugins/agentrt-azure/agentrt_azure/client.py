@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from agentrt.errors import ConfigError
 from agentrt_azure.credentials import make_credential
@@ -96,12 +97,24 @@ class AzureClient:
         try:
             credential = make_credential(self.identity, self.fields, common)
             client = SecretClient(
-                self.vault_url, credential, verify_challenge_resource=self.verify_challenge, **common
+                self.vault_url,
+                credential,
+                verify_challenge_resource=self.verify_challenge,
+                raw_request_hook=self._check_place,
+                **common,
             )
         except BaseException:
             await session.close()
             raise
         return _Made(client, credential, session)
+
+    def _check_place(self, request: Any) -> None:
+        """The next page of a list may be anywhere, and whoever is there could ask for a token, too."""
+        from agentrt_azure.failures import SentElsewhere
+
+        origin = _origin(request.http_request.url)
+        if origin != _origin(self.vault_url):
+            raise SentElsewhere(origin)
 
     def _trusted(self) -> ssl.SSLContext | None:
         if self.ca_file is None:
@@ -124,3 +137,9 @@ class AzureClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    default = {"https": 443, "http": 80}.get(parts.scheme, 0)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or default}"

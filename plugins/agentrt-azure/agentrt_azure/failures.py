@@ -22,13 +22,17 @@ from agentrt.secrets import (
     SecretUnavailable,
 )
 
-__all__ = ["cause", "failure", "is_refused_login"]
+__all__ = ["SentElsewhere", "cause", "failure", "is_refused_login"]
 
 SAID = 300
 """Characters of the service's own words that a message keeps."""
 
 NETWORK = exceptions.ServiceRequestError | exceptions.ServiceResponseError | OSError
 BLOCKED = frozenset({"ForbiddenByFirewall", "ForbiddenByConnection"})
+
+
+class SentElsewhere(exceptions.AzureError):
+    """The vault's answer leads to another address; nothing was sent there."""
 
 
 def cause(error: Exception) -> Exception | None:
@@ -57,6 +61,11 @@ def failure(error: Exception, what: str, *, permission: str) -> AgentrtError:
     if isinstance(error, exceptions.HttpResponseError) and error.response is not None:
         return _answered(error, what, permission)
     said = _said(error)
+    if isinstance(error, SentElsewhere):
+        return SecretUnavailable(
+            f"{what}: the vault says that it goes on at {said}, which is not `vault_url`, and gets no token: set "
+            "`vault_url` to the address that the vault itself gives"
+        )
     if _is_of_challenge(error):
         return SecretDenied(
             f"{what}: the vault asks for a token that is not for it ({said}): correct `vault_url`; if that is an "
