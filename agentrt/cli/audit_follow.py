@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agentrt.errors import ConfigError
-from agentrt.security.audit.record import NOT_A_LINE, FileBegan, decode
+from agentrt.security.audit.log_file import began
+from agentrt.security.audit.record import FileBegan
 from agentrt.security.audit.segments import at_one_moment
 
 __all__ = ["Followed"]
-
-LONGEST = 1 << 20
-"""Bytes of a first line that are looked at."""
 
 Take = Callable[[bytes], object]
 
@@ -69,24 +67,24 @@ class Followed:
 
     def _following(self) -> Iterator[BinaryIO]:
         """The files after this one, one after the other; none if the next one is between two names at this moment."""
-        began = _began(self._file)
+        own = began(self._file)
         with ExitStack() as stack:
             try:
                 full, written = at_one_moment(self._path)
                 if written is not None:
                     stack.callback(written.close)
-                if began is not None:
-                    yield from self._full(full, began, (written and _began(written)) or began)
+                if own is not None:
+                    yield from self._full(full, own, (written and began(written)) or own)
             except OSError as error:
                 raise ConfigError(f"cannot read what follows in {self._path}: {error.strerror}") from error
             if written is not None:
                 stack.pop_all()
                 yield written
 
-    def _full(self, names: list[Path], began: FileBegan, goes_on: FileBegan) -> Iterator[BinaryIO]:
-        """Those of the full files that come after the one that `began`, in the log that `goes_on`: the same one, or
-        another that was begun in its place."""
-        after = began.number if goes_on.log == began.log else 0
+    def _full(self, names: list[Path], own: FileBegan, goes_on: FileBegan) -> Iterator[BinaryIO]:
+        """Those of the full files that come after the one that begins with `own`, in the log of `goes_on`: the same
+        one, or another that was begun in its place."""
+        after = own.number if goes_on.log == own.log else 0
         for name in names:
             if int(name.suffix[1:]) <= after:
                 continue
@@ -94,18 +92,8 @@ class Followed:
                 file = name.open("rb")
             except FileNotFoundError:
                 continue  # somebody has just removed it
-            own = _began(file)
-            if own is not None and own.log == goes_on.log:
+            first = began(file)
+            if first is not None and first.log == goes_on.log:
                 yield file
             else:
                 file.close()
-
-
-def _began(file: BinaryIO) -> FileBegan | None:
-    """The first line of a file of a log."""
-    file.seek(0)
-    try:
-        line = decode(file.readline(LONGEST))
-    except NOT_A_LINE:
-        return None
-    return line if isinstance(line, FileBegan) else None

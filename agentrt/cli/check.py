@@ -64,8 +64,8 @@ def check(
     **configuration: Any,
 ) -> int:
     """Check everything about the agent TARGET that can be checked without running it: configuration, import, tools,
-    models with their keys or weights, pipelines, secrets, plugins. Nothing is sent anywhere, except to the secrets
-    provider if a key is a reference.
+    models with their keys or weights, pipelines, secrets, the audit log, plugins. Nothing is sent anywhere, except to
+    the secrets provider if a key is a reference.
 
     Exit code 0 if all is well, 2 if there is a problem.
     """
@@ -230,7 +230,7 @@ def _check_providers(config: Config, findings: Findings) -> None:
 
 
 async def _check_keys(runtime: Runtime, config: Config, findings: Findings) -> None:
-    """The keys of [encryption] and [audit]."""
+    """The keys of [encryption] and [audit], and the place of the audit log."""
 
     async def value(reference: str) -> str:
         return (await runtime.secrets.get(reference)).reveal()
@@ -245,12 +245,20 @@ async def _check_keys(runtime: Runtime, config: Config, findings: Findings) -> N
     if config.audit.path is None:
         return
     from agentrt.security.audit.key_sources import keys_of
+    from agentrt.security.audit.place import check_place
 
+    sound = True
+    try:
+        check_place(config.audit.path, rotates=config.audit.max_bytes is not None)
+    except AgentrtError as error:
+        sound = False
+        findings.failed("audit", config.where("audit.path").error(f"[audit] path: {error}"))
     try:
         keys = await keys_of(config.audit.key, config.audit.signing_key, value)
     except Exception as error:
         findings.failed("audit", error)
-    else:
+        return
+    if sound:
         signed = "without checkpoints" if keys.signing is None else "with signed checkpoints"
         findings.ok("audit", f"to {config.audit.path}, {signed}")
 

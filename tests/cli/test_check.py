@@ -143,21 +143,48 @@ def test_secrets_check_needs_no_keys_of_the_audit_log_to_write_it(
     assert ("secret://env/AUDIT_KEY", "failed") in read
 
 
-@pytest.mark.parametrize("words", [("check", "agents:OpenBot"), ("secrets", "check")])
+UNWRITABLE = "[models.openai]\napi_key = 'secret://env/MY_KEY'\n[audit]\npath = 'file/a.jsonl'\n"
+
+
 def test_a_log_that_cannot_be_written_is_warned_of_or_keeps_from_looking(
-    project: Path, command: Command, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    project: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (project / "agentrt.toml").write_text(
-        "[models.openai]\napi_key = 'secret://env/MY_KEY'\n[audit]\npath = 'file/a.jsonl'\n"
-    )
+    (project / "agentrt.toml").write_text(UNWRITABLE)
     (project / "file").write_text("")
     monkeypatch.setenv("MY_KEY", "x")
-    warned = command(*words)
+    warned = command("secrets", "check")
     assert warned.code == 0
     assert "a part of the path is a file" in warned.out + warned.err
-    refused = command(*words, "--set", "audit.strict=true")
+    refused = command("secrets", "check", "--set", "audit.strict=true")
     assert refused.code != 0
     assert "a part of the path is a file" in refused.out + refused.err
+
+
+@pytest.mark.parametrize("options", [(), ("--set", "audit.strict=true")])
+@pytest.mark.parametrize("agent", ["agents:OpenBot", "agents:Bot"])
+def test_a_log_that_could_not_be_written_is_a_problem_with_its_setting(
+    project: Path, command: Command, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], agent: str
+) -> None:
+    (project / "agentrt.toml").write_text(UNWRITABLE)
+    (project / "file").write_text("")
+    monkeypatch.setenv("MY_KEY", "x")
+    before = sorted(project.rglob("*"))
+    ended = command("check", agent, *options)
+    assert ended.code == 2
+    [found] = [text for state, about, text in lines(ended.out) if (state, about) == ("problem", "audit")]
+    assert found == (
+        f"agentrt.toml:4: [audit] path: the audit log {project}/file/a.jsonl cannot be written: "
+        "a part of the path is a file and not a directory: choose another path"
+    )
+    assert not [text for state, about, text in lines(ended.out) if (state, about) == ("ok", "audit")]
+    assert [path for path in sorted(project.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+def test_a_log_that_could_be_written_is_ok_and_nothing_is_left_there(project: Path, command: Command) -> None:
+    ended = command("check", "agents:Bot", "--set", "audit.path=logs/a.jsonl")
+    assert (ended.code, ended.err) == (0, "")
+    assert ("ok", "audit", "to logs/a.jsonl, without checkpoints") in lines(ended.out)
+    assert not (project / "logs").exists()
 
 
 def reads(log: Path) -> list[tuple[str, str]]:

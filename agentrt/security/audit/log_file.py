@@ -33,11 +33,13 @@ from agentrt.security.audit.record import (
 )
 from agentrt.security.audit.segments import numbered, rotated
 
-__all__ = ["LastCheckpoint", "LogFile", "is_beginning"]
+__all__ = ["LastCheckpoint", "LogFile", "began", "is_beginning"]
 
 LOCK_SECONDS = 2.0
 """How long the end of another process that is about to close the log is waited for."""
 _OWN = "give each process a log of its own, for example with {pid} in [audit] path"
+FIRST_LINE = 65_536
+"""Bytes: no first line of a file is as long."""
 SHOWN = 500
 """Characters of a torn line that its `recovered` record shows."""
 
@@ -356,6 +358,13 @@ def _decoded(line: bytes) -> Line | None:
         return decode(line)
     except NOT_A_LINE:
         return None
+
+
+def began(file: BinaryIO) -> FileBegan | None:
+    """The first line of a file of a log; None if it has none."""
+    file.seek(0)
+    line = _decoded(file.readline(FIRST_LINE).rstrip(b"\n"))
+    return line if isinstance(line, FileBegan) else None
 
 
 def is_beginning(file: BinaryIO) -> bool:

@@ -9,15 +9,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["at_one_moment", "expanded", "numbered", "of_commands", "rotated", "segments"]
+from agentrt.errors import ConfigError
+
+__all__ = ["absolute", "at_one_moment", "expanded", "numbered", "of_commands", "rotated", "segments"]
 
 _NUMBER = re.compile(r"\.(\d{6,})")
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
     """The file that `path` means in this process: `{pid}` is its id, `~` the user's folder."""
-    text = os.fspath(path).replace("{pid}", str(os.getpid()))
-    return Path(text).expanduser().absolute()  # a change of directory later must not split the log
+    return absolute(os.fspath(path).replace("{pid}", str(os.getpid())))
+
+
+def absolute(text: str) -> Path:
+    """The file that `text` means, wherever the process goes to later: a log must not be split by that. Raises
+    ConfigError."""
+    if "\0" in text:
+        raise ConfigError(f"a path cannot have a NUL in it, as {text!r} has")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no such user, or no home folder: give the whole path") from error
 
 
 def of_commands(path: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agentrt.errors import ConfigError
+from agentrt.security.audit.segments import absolute
 
 __all__ = ["AuditSink", "FileAnchor", "Sinks"]
 
@@ -54,7 +55,7 @@ class FileAnchor:
     def __init__(self, *, path: Path) -> None:
         if not str(path).strip() or str(path) == ".":
             raise ConfigError(f"path must be the name of a file, not {str(path)!r}")
-        self.path = Path(path).expanduser().absolute()
+        self.path = absolute(str(path))
 
     async def checkpoint(self, line: bytes, /) -> None:
         """Append the line; it is on the disk when this returns."""
