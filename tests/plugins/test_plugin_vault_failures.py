@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agentrt_vault import AppRole, Jwt, Kubernetes, VaultSecrets
-from agentrt_vault.tls import Tls
 from servers.certificates import Certificate, make_certificate
 from servers.faulty import BlackHole, Refusing
 from servers.http_server import Answer, HttpServer
@@ -129,55 +126,20 @@ async def test_a_server_may_want_to_see_a_certificate_of_ours(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("option", ["ca_file", "client_cert_file"])
-@pytest.mark.parametrize(
-    ("content", "why"), [(None, "No such file or directory"), ("none", "no certificate .*in PEM")]
-)
-async def test_a_certificate_that_is_none_is_a_mistake_that_is_told_at_once(
-    tmp_path: Path, option: str, content: str | None, why: str
+async def test_a_certificate_of_ours_that_was_replaced_is_shown_from_then_on(
+    guarded: SealedOpenBao, certificate: Certificate, tmp_path: Path
 ) -> None:
-    file = tmp_path / "some.pem"
-    if content is not None:
-        file.write_text(content)
-    vault = provider("https://127.0.0.1:1", **{option: str(file)})
-    told = rf"^{option} of the secrets provider vault cannot be used: {file}: {why}"
-    with pytest.raises(ConfigError, match=told):
-        await vault.get(ref("app/db"))
-    await vault.aclose()
-
-
-@pytest.mark.asyncio
-async def test_a_key_with_a_password_asks_nobody_for_it(certificate: Certificate, tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives import serialization
-
-    private = serialization.load_pem_private_key(certificate.key, None)
-    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    key = tmp_path / "locked.key"
-    key.write_bytes(private.private_bytes(*form, serialization.BestAvailableEncryption(b"pass")))
-    given = {"client_cert_file": str(certificate.ca), "client_key_file": str(key)}
-    vault = provider("https://127.0.0.1:1", **given)
-    with pytest.raises(ConfigError, match="no certificate with its key in PEM, without a password"):
-        await vault.get(ref("app/db"))
-    await vault.aclose()
-
-
-@pytest.mark.asyncio
-async def test_certificates_are_read_beside_the_event_loop_and_not_for_plain_http(
-    refusing: Refusing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads = []
-    make = Tls.context
-
-    def noting(self: Tls, *, trust_env: bool) -> ssl.SSLContext:
-        threads.append(threading.current_thread())
-        return make(self, trust_env=trust_env)
-
-    monkeypatch.setattr(Tls, "context", noting)
-    await failure(provider(refusing.url))
-    assert threads == []
-    await failure(provider(refusing.url.replace("http:", "https:")))
-    assert len(threads) == 1
-    assert threads[0] is not threading.main_thread()
+    strange = make_certificate(tmp_path)
+    both = tmp_path / "both.pem"
+    both.write_bytes(strange.chain + strange.key)
+    at = {"url": guarded.mutual_tls_url, "ca_file": str(certificate.ca)}
+    async with opened(guarded, **at, client_cert_file=str(both)) as vault:
+        with pytest.raises(SecretUnavailable, match="`client_cert_file`"):
+            await vault.get(ref("app/db"))
+        new = tmp_path / "new.pem"
+        new.write_bytes(certificate.chain + certificate.key)
+        new.replace(both)
+        assert data_of(await vault.get(ref("app/db"))) == {"value": "behind-the-seal"}
 
 
 @pytest.mark.asyncio

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import ssl
 
 from msgspec import Struct
@@ -9,7 +11,9 @@ from msgspec import Struct
 from agentrt import options
 from agentrt.errors import ConfigError
 
-__all__ = ["Tls"]
+__all__ = ["FollowedContext", "Tls"]
+
+_log = logging.getLogger("agentrt.vault")
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -43,15 +47,57 @@ class Tls(Struct, frozen=True, kw_only=True):
                 context = ssl.create_default_context(cafile=self.ca_file)
             except OSError as error:  # SSLError is one, too
                 raise _unusable("ca_file", self.ca_file, "no certificate in PEM", error) from error
-        if self.client_cert_file is not None:
-            try:
-                # Without a password OpenSSL would ask for one on the terminal, and wait.
-                context.load_cert_chain(self.client_cert_file, self.client_key_file, password="")
-            except OSError as error:
-                names = ", ".join(filter(None, (self.client_cert_file, self.client_key_file)))
-                why = "no certificate with its key in PEM, without a password"
-                raise _unusable("client_cert_file", names, why, error) from error
+        self.show(context)
         return context
+
+    def show(self, context: ssl.SSLContext) -> None:
+        """Let the connections that `context` makes from now on show our certificate, if there is one."""
+        if self.client_cert_file is None:
+            return
+        try:
+            # Without a password OpenSSL would ask for one on the terminal, and wait.
+            context.load_cert_chain(self.client_cert_file, self.client_key_file, password="")
+        except OSError as error:
+            names = ", ".join(filter(None, (self.client_cert_file, self.client_key_file)))
+            why = "no certificate with its key in PEM, without a password"
+            raise _unusable("client_cert_file", names, why, error) from error
+
+    def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Changes when the files of our certificate do."""
+        files = (self.client_cert_file, self.client_key_file)
+        return tuple(_stamp(file) for file in files if file is not None)
+
+
+class FollowedContext:
+    """The context of one client, whose new connections show the certificate that the files hold by then: those that
+    are issued for a day are replaced while we run. Making one, and `renew`, block for a moment."""
+
+    def __init__(self, tls: Tls, *, trust_env: bool) -> None:
+        self._tls = tls
+        self._stamp = tls.stamp()
+        self.context = tls.context(trust_env=trust_env)
+
+    @property
+    def is_stale(self) -> bool:
+        return self._stamp != self._tls.stamp()
+
+    def renew(self) -> None:
+        """Take what the files hold now. If that is no good, such as one half of a new pair, the old one stays until
+        they change again."""
+        self._stamp = self._tls.stamp()
+        try:
+            self._tls.show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # a failure would leave half of it behind
+            self._tls.show(self.context)
+        except ConfigError as error:
+            _log.warning("%s; the certificate so far stays in use", error)
+
+
+def _stamp(file: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None  # it is being replaced
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _unusable(option: str, files: str, wrong: str, error: OSError) -> ConfigError:

@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 
 from agentrt.retry_after import retry_after
 from agentrt.secrets import SecretError, SecretInvalid, SecretThrottled, SecretUnavailable
-from agentrt_vault.tls import Tls
+from agentrt_vault.tls import FollowedContext, Tls
 
 if TYPE_CHECKING:
     import httpx2
@@ -99,7 +99,7 @@ class Vault:
         self.timeout = timeout
         self._namespace = namespace
         self._tls = tls
-        self._clients: dict[tuple[bool, bool], httpx2.AsyncClient] = {}
+        self._clients: dict[tuple[bool, bool], tuple[httpx2.AsyncClient, FollowedContext | None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ask(
@@ -132,7 +132,7 @@ class Vault:
         """Close all connections."""
         clients, self._clients = self._clients, {}
         if self._loop is asyncio.get_running_loop():
-            for client in clients.values():
+            for client, _ in clients.values():
                 await client.aclose()
 
     async def _send(
@@ -165,14 +165,19 @@ class Vault:
         if self._loop is not loop:
             self._clients, self._loop = {}, loop
         if kind not in self._clients:
-            verify = await asyncio.to_thread(self._tls.context, trust_env=not local) if secure else False
+            followed = None
+            if secure:
+                followed = await asyncio.to_thread(FollowedContext, self._tls, trust_env=not local)
             import httpx2
 
             if kind not in self._clients:  # else another request was quicker
-                self._clients[kind] = httpx2.AsyncClient(
-                    verify=verify, timeout=self.timeout, trust_env=not local
-                )
-        return self._clients[kind]
+                verify = False if followed is None else followed.context
+                client = httpx2.AsyncClient(verify=verify, timeout=self.timeout, trust_env=not local)
+                self._clients[kind] = client, followed
+        client, followed = self._clients[kind]
+        if followed is not None and followed.is_stale:
+            await asyncio.to_thread(followed.renew)
+        return client
 
     def _active(self, url: str, location: str) -> str:
         """Where a standby server, asked for `url`, says that the active one is. The token goes there: never from https
