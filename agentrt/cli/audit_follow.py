@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agentrt.errors import ConfigError
-from agentrt.security.audit.log_file import began
+from agentrt.security.audit.log_file import began, is_beginning
 from agentrt.security.audit.record import FileBegan
 from agentrt.security.audit.segments import at_one_moment
 
@@ -19,7 +19,7 @@ Take = Callable[[bytes], object]
 
 
 class Followed:
-    """The log at `path`, from the file that is written now on. Raises ConfigError if it cannot be read.
+    """The log at `path`, from the file that is written now on. Raises ConfigError if it cannot be read, or is no log.
 
     A file gets its number when it is full, and more than one may be filled between two looks: all that came after the
     one that was read are read then, in order.
@@ -32,6 +32,12 @@ class Followed:
             self._file: BinaryIO = path.open("rb")
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        if began(self._file) is None and not is_beginning(self._file):
+            self._file.close()
+            raise ConfigError(
+                f"{path} does not begin as an audit log: name the file of [audit] path; "
+                "if it is that, agentrt audit verify says what is wrong"
+            )
 
     def close(self) -> None:
         self._file.close()

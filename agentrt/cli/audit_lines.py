@@ -201,14 +201,13 @@ def other(line: Line) -> str:
 def moment(text: str) -> str:
     """A point in time as records have it: RFC 3339, a date, or how long ago it was ("90s", "15m", "2h", "7d")."""
     unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    if unit is not None and text[:-1].isdecimal():
-        when = datetime.now(UTC) - timedelta(seconds=unit * int(text[:-1]))
-    else:
-        try:
-            when = datetime.fromisoformat(text)
-        except ValueError:
-            raise click.UsageError(
-                f"--since takes a time such as 2026-11-24T12:00, or how long ago: 15m, 2h, 7d, not {text!r}"
-            ) from None
-        when = when.astimezone(UTC)
+    try:
+        if unit is not None and text[:-1].isdecimal():
+            when = datetime.now(UTC) - timedelta(seconds=unit * int(text[:-1]))
+        else:
+            when = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.UsageError(
+            f"--since takes a time such as 2026-11-24T12:00, or how long ago: 15m, 2h, 7d, not {text!r}"
+        ) from None
     return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

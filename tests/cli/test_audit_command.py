@@ -21,10 +21,15 @@ from agentrt.config import Config
 from agentrt.errors import ConfigError
 from agentrt.security.audit import AuditLog, acting
 from agentrt.security.audit.segments import segments
-from tests.cli.commands import environment
+from tests.cli.commands import agentrt, environment
 from tests.cli.conftest import Command
 
 KEY = bytes(range(32)).hex()
+CURVE = """-----BEGIN PUBLIC KEY-----
+MDIwEAYHKoZIzj0CAQYFK4EEAAYDHgAEFuG/AmOOsxW0VNRPgXeRBIuy2pCT0sPj
+uxy8cA==
+-----END PUBLIC KEY-----
+"""  # secp112r1, which the library for keys does not support
 
 
 @tool(idempotent=True)
@@ -158,6 +163,7 @@ def test_the_result_as_json(log: Path, command: Command) -> None:
         (("none.jsonl",), "there is no audit log none.jsonl"),
         (("audit.jsonl", "--public-key", "none.pub"), "cannot read none.pub"),
         (("audit.jsonl", "--public-key", "agents.py"), "agents.py is not an ed25519 public key"),
+        (("audit.jsonl", "--public-key", "curve.pub"), "curve.pub is not an ed25519 public key"),
         (("audit.jsonl", "--anchor", "none"), "cannot read the anchor none"),
         (("audit.jsonl", "--anchor", "./audit.jsonl"), "the anchor audit.jsonl is the log itself"),
     ],
@@ -165,6 +171,7 @@ def test_the_result_as_json(log: Path, command: Command) -> None:
 def test_a_mistake_is_no_verdict(
     log: Path, command: Command, arguments: tuple[str, ...], message: str
 ) -> None:
+    (log.parent / "curve.pub").write_text(CURVE)
     ended = command("audit", "verify", *arguments)
     assert ended.code == 2
     assert message in ended.err
@@ -210,11 +217,30 @@ def test_lines_as_json(log: Path, command: Command) -> None:
     assert [json.loads(line)["action"] for line in ended.out.splitlines()] == ["tool.call"] * 12
 
 
-def test_a_time_that_is_none(log: Path, command: Command) -> None:
-    ended = command("audit", "show", "audit.jsonl", "--since", "yesterday")
+@pytest.mark.parametrize(
+    "time", ["yesterday", "99999999999d", "99999999d", "0001-01-01", "9999-12-31T23:59:59-23:00"]
+)
+def test_a_time_that_is_none(log: Path, command: Command, time: str) -> None:
+    ended = command("audit", "show", "audit.jsonl", "--since", time)
     assert ended.code == 2
     assert "--since takes a time" in ended.err
-    assert command("audit", "show", "none").code == 2
+    assert "Traceback" not in ended.err
+
+
+def test_a_log_that_is_not_there(command: Command) -> None:
+    for what in ("verify", "show", "tail"):
+        ended = command("audit", what, "none")
+        assert (ended.code, ended.err) == (2, "error: there is no audit log none\n")
+
+
+def test_a_log_from_a_pipe_is_verified_and_what_is_none_is_told(log: Path) -> None:
+    for content, code, said in (
+        (log.read_bytes(), 0, "ok: /dev/stdin"),
+        (b"mine\n", 2, "/dev/stdin is no audit log"),
+    ):
+        ended = agentrt("audit", "verify", "/dev/stdin", cwd=log.parent, stdin=content)
+        assert ended.code == code
+        assert said in ended.out + ended.err
 
 
 def test_control_characters_do_not_reach_the_terminal(project: Path, command: Command) -> None:
@@ -332,7 +358,7 @@ async def test_following_goes_on_with_another_log_of_the_name_and_leaves_its_old
 
 def test_what_follows_and_cannot_be_read_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    path.write_bytes(b"first\n")
+    path.touch()
     with contextlib.closing(Followed(path)) as followed:
         path.unlink()
         path.mkdir()
@@ -340,21 +366,37 @@ def test_what_follows_and_cannot_be_read_is_told(tmp_path: Path) -> None:
             followed.read(lambda line: None)
 
 
-@pytest.mark.parametrize("cut", [len("first\nha"), len("first\n"), len("fi")])
+FIRST = b'{"type":"file","seq":1}\n'
+
+
+@pytest.mark.parametrize("cut", [len(FIRST) + 2, len(FIRST), 2])
 def test_following_goes_on_where_a_log_was_cut(tmp_path: Path, cut: int) -> None:
     """By the next process that opens it, after one that was killed; or by one whose disk was full for a while."""
     path = tmp_path / "a"
-    path.write_bytes(b"first\nhalf a line that is rather long")
+    path.write_bytes(FIRST + b"half a line that is rather long")
     shown: list[bytes] = []
     with contextlib.closing(Followed(path)) as followed:
         followed.read(shown.append)
         os.truncate(path, cut)
         followed.read(shown.append)
-        assert shown == [b"first\n"]
+        assert shown == [FIRST]
         with path.open("ab") as more:
             more.write(b"...\n")
         followed.read(shown.append)
-    assert shown[1:] == [b"ha...\n" if cut == 8 else b"...\n"]
+    assert shown[1:] == [b"ha...\n" if cut == len(FIRST) + 2 else b"...\n"]
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "0"), ("--json",), ("-f",)])
+def test_what_is_no_log_is_not_shown_as_one(
+    project: Path, command: Command, options: tuple[str, ...]
+) -> None:
+    (project / "notes").write_text("mine\n" * 20)
+    ended = command("audit", "tail", "notes", *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "error: notes does not begin as an audit log: name the file of [audit] path; "
+        "if it is that, agentrt audit verify says what is wrong\n"
+    )
 
 
 # --- help ------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class SigningKey:
     the error if it is none."""
 
     def __init__(self, text: str | bytes, *, name: str) -> None:
-        ed25519, serialization = _cryptography()
+        ed25519, serialization, unsupported = _cryptography()
         pem = text.encode() if isinstance(text, str) else text
         raw = _raw(pem)
         try:
@@ -36,7 +36,7 @@ class SigningKey:
                 key: Any = ed25519.Ed25519PrivateKey.from_private_bytes(raw)
             else:
                 key = serialization.load_pem_private_key(pem.strip() + b"\n", None)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, unsupported):
             key = None  # not chained: the words of a parser may quote what it read
         if not isinstance(key, ed25519.Ed25519PrivateKey):
             raise ConfigError(
@@ -62,7 +62,7 @@ class PublicKey:
     """A public ed25519 key: PEM, or its 32 bytes in base64 or hex. `name`: where it came from, for errors."""
 
     def __init__(self, text: str | bytes, *, name: str) -> None:
-        ed25519, serialization = _cryptography()
+        ed25519, serialization, unsupported = _cryptography()
         pem = text.encode() if isinstance(text, str) else text
         if b"PRIVATE KEY" in pem:
             raise ConfigError(
@@ -74,7 +74,7 @@ class PublicKey:
                 key: Any = ed25519.Ed25519PublicKey.from_public_bytes(raw)
             else:
                 key = serialization.load_pem_public_key(pem.strip() + b"\n")
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, unsupported):
             key = None
         if not isinstance(key, ed25519.Ed25519PublicKey):
             raise ConfigError(f"{name} is not an ed25519 public key; get it with: {_MAKE_PUBLIC}")
@@ -115,12 +115,13 @@ def _raw(text: bytes) -> bytes | None:
     return None
 
 
-def _cryptography() -> tuple[Any, Any]:
+def _cryptography() -> tuple[Any, Any, type[Exception]]:
     try:
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise ConfigError(
             "signed checkpoints of the audit log need the package cryptography: pip install 'agentrt[security]'"
         ) from error
-    return ed25519, serialization
+    return ed25519, serialization, UnsupportedAlgorithm

@@ -369,7 +369,9 @@ def began(file: BinaryIO) -> FileBegan | None:
 
 def is_beginning(file: BinaryIO) -> bool:
     """Whether a file in which no line is one of a log is the beginning of one all the same: nothing, a part of the
-    first line, or what a crash of the machine left of one (zeros)."""
+    first line, or what a crash of the machine left of one (zeros). Of a pipe that was read nobody knows."""
+    if not file.seekable():
+        return False
     file.seek(0)
     start = file.read(len(_HEADER))
     return _HEADER.startswith(start) or not start.strip(b"\0")
