@@ -178,7 +178,10 @@ proved(
     "Vault: AppRole, wrapped secret_id, JWT, Kubernetes, token, renewal, expiry",
     *plugins("test_plugin_vault_logins.py", "test_plugin_vault_tokens.py"),
 )
-proved("Vault: sealed, down, throttled, wrong answers", *plugins("test_plugin_vault_failures.py", "test_plugin_vault_tls.py"))
+proved(
+    "Vault: sealed, down, throttled, wrong answers",
+    *plugins("test_plugin_vault_failures.py", "test_plugin_vault_tls.py"),
+)
 proved(
     "Vault: database credentials on a real Postgres, renewed, and revoked when the runtime closes",
     *plugins("test_plugin_vault_leases.py", "test_plugin_vault_runs.py"),
