@@ -12,6 +12,7 @@ import pytest
 from agentrt import ConfigError, Context, Runtime, tool
 from agentrt.events import ReasoningDelta, TextDelta, encode
 from agentrt.run_stream import FINE, PIECE, RunStream
+from agentrt.testing import run as run_on_virtual_time
 from tests.runtime.doubles import types, watch
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.virtual_time]
@@ -117,7 +118,7 @@ async def test_what_a_worker_thread_tells_arrives_while_it_works() -> None:
     @tool
     def teller(ctx: Context) -> bool:
         ctx.warn("from the thread")
-        return heard.wait(5)
+        return heard.wait(50)
 
     async def agent(message: str, ctx: Context) -> Any:
         return await ctx.tool(teller)
@@ -292,9 +293,9 @@ async def test_a_thread_that_outlives_the_loop_may_still_tell_something() -> Non
     told: list[BaseException | None] = []
     may_end, ended = threading.Event(), threading.Event()
 
-    @tool(timeout=0.01)
+    @tool(timeout=1)
     def stubborn(ctx: Context) -> None:
-        may_end.wait(10)
+        may_end.wait(50)
         try:
             ctx.warn("nobody listens")
             told.append(None)
@@ -309,11 +310,12 @@ async def test_a_thread_that_outlives_the_loop_may_still_tell_something() -> Non
         async with Runtime() as rt, rt.stream(agent, "go") as run:
             await watch(run, [])
 
-    thread = threading.Thread(target=lambda: asyncio.run(run_it()))
+    thread = threading.Thread(target=run_on_virtual_time, args=(run_it,))
     thread.start()
-    thread.join(10)
+    await asyncio.to_thread(thread.join, 50)
+    assert not thread.is_alive()
     may_end.set()
-    assert ended.wait(10)
+    assert await asyncio.to_thread(ended.wait, 50)
     assert told == [None]
 
 

@@ -67,7 +67,7 @@ def room(size: int) -> Generator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-async def until(condition: Any, *, seconds: float = 5.0) -> None:
+async def until(condition: Any, *, seconds: float = 30.0) -> None:
     """Wait for what other threads do."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -214,7 +214,7 @@ async def test_a_disk_that_hangs_is_not_waited_for_for_ever(
     real = LogFile.append
 
     def hang(self: LogFile, data: bytes) -> None:
-        go.wait(5)
+        go.wait(30)
         real(self, data)
 
     monkeypatch.setattr(LogFile, "append", hang)
@@ -361,7 +361,7 @@ async def test_a_file_that_is_no_log_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_second_writer_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentrt.security.audit.log_file.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(log_module, "LOCK_SECONDS", 0.05)
     path = tmp_path / "audit.jsonl"
     async with AuditLog(path) as log:
         second = AuditLog(path, on_failure="warn")
@@ -465,7 +465,7 @@ def _run_in_a_fork(config: Config) -> None:
 def _forked(work: Any, *args: Any) -> int:
     process = multiprocessing.get_context("fork").Process(target=work, args=args)
     process.start()
-    process.join(20)
+    process.join(50)
     assert process.exitcode == 0
     assert process.pid is not None
     return process.pid

