@@ -29,6 +29,9 @@ Place = tuple[str, int, str, str]
 LINGER_SECONDS = 5.0
 """The watching thread ends when no tool has executed for so long."""
 
+STUCK_FACTOR = 10.0
+"""After so many times the threshold the watching thread tells by itself of a tool that still blocks."""
+
 
 class BlockingWarning(RuntimeWarning):
     """A tool blocked the event loop: nothing else could run meanwhile."""
@@ -197,7 +200,7 @@ class BlockingWatch:
             told = threading.Lock()
             # Queued now, it runs as soon as the loop is free: before the run, which may end soon, goes on.
             self.loop.call_soon_threadsafe(self._tell, told, asked, executing, place, True)
-            if not alive.wait(10 * self.threshold):
+            if not alive.wait(STUCK_FACTOR * self.threshold):
                 try:
                     self._tell(told, asked, executing, place, False)
                 except Exception:  # a report that fails, or warnings that are errors, must not end the watch

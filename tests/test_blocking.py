@@ -65,8 +65,20 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def settle() -> None:
-    """Let a report come that may be on its way."""
+@pytest.fixture(autouse=True)
+def told_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the process stands still: only tests of a tool that never lets go want it told from outside."""
+    monkeypatch.setattr(blocking, "STUCK_FACTOR", 1000.0)
+
+
+@pytest.fixture
+def told_from_outside(monkeypatch: pytest.MonkeyPatch, told_in_the_loop: None) -> None:
+    monkeypatch.setattr(blocking, "STUCK_FACTOR", 1.0)
+
+
+async def settle(report: Report, count: int = 0) -> None:
+    """Wait for so many reports; another, one too many, has some time to come."""
+    await until(lambda: len(report.seen) >= count)
     await asyncio.sleep(2 * THRESHOLD)
 
 
@@ -98,7 +110,7 @@ async def test_a_tool_that_blocks_is_named_with_the_line_and_the_duration(report
             time.sleep(THRESHOLD / 10)  # noqa: ASYNC251
 
     await execute(watch, "slow", blocks, run)
-    await settle()
+    await settle(report, 1)
     (found,) = report.seen
     lines, first = inspect.getsourcelines(blocks)
     assert (found.tool, found.over, found.function, found.file) == ("slow", True, "blocks", __file__)
@@ -114,12 +126,23 @@ async def test_a_tool_that_blocks_is_named_with_the_line_and_the_duration(report
     assert "asyncio.to_thread" in found.message
 
 
-async def test_the_report_comes_before_the_run_goes_on(report: Report) -> None:
-    watch = BlockingWatch(asyncio.get_running_loop(), threshold=THRESHOLD, report=report)
+async def test_the_report_comes_before_the_run_goes_on(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    watch = BlockingWatch(loop, threshold=THRESHOLD, report=report)
+    queued, call_soon = threading.Event(), loop.call_soon_threadsafe
+
+    def seen(callback: Callable[..., object], *arguments: Any, **options: Any) -> asyncio.Handle:
+        handle = call_soon(callback, *arguments, **options)
+        if callback == watch._tell:
+            queued.set()
+        return handle
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", seen)
 
     async def blocks() -> None:
-        block_until_found(watch)
-        time.sleep(4 * THRESHOLD)  # noqa: ASYNC251 (until the report is queued)
+        assert queued.wait(30)
 
     await execute(watch, "slow", blocks)
     assert report.seen == []
@@ -130,11 +153,11 @@ async def test_the_report_comes_before_the_run_goes_on(report: Report) -> None:
 async def test_a_tool_is_reported_once(report: Report) -> None:
     watch = BlockingWatch(asyncio.get_running_loop(), threshold=THRESHOLD, report=report)
     await execute(watch, "slow", blocker(watch))
-    await settle()
+    await settle(report, 1)
     await execute(watch, "slow", blocks_briefly)
-    await settle()
+    await settle(report, 1)
     await execute(watch, "other", blocker(watch, 2))
-    await settle()
+    await settle(report, 2)
     assert [found.tool for found in report.seen] == ["slow", "other"]
 
 
@@ -145,7 +168,7 @@ async def test_the_innermost_line_is_told_beside_the_tools_own(report: Report) -
         block_until_found(watch)
 
     await execute(watch, "slow", calls_helper)
-    await settle()
+    await settle(report, 1)
     (found,) = report.seen
     assert found.function == "calls_helper"
     assert found.inside.startswith(f"{__file__}:")
@@ -160,7 +183,7 @@ async def test_the_tool_on_the_loop_is_blamed_not_one_that_waits(report: Report)
     await execute(watch, "blocks", blocker(watch))
     free.set()
     await waiting
-    await settle()
+    await settle(report, 1)
     assert [found.tool for found in report.seen] == ["blocks"]
 
 
@@ -170,7 +193,7 @@ async def test_a_tool_that_awaits_for_long_is_fine(report: Report) -> None:
 
     watch = BlockingWatch(asyncio.get_running_loop(), threshold=THRESHOLD, report=report)
     await execute(watch, "waits", waits)
-    await settle()
+    await settle(report)
     assert report.seen == []
 
 
@@ -184,7 +207,7 @@ async def test_code_outside_of_tools_is_not_watched(report: Report) -> None:
     await asyncio.sleep(0)
     time.sleep(4 * THRESHOLD)  # noqa: ASYNC251
     await waiting
-    await settle()
+    await settle(report)
     assert report.seen == []
 
 
@@ -193,11 +216,11 @@ async def test_an_inner_tool_is_blamed_and_the_outer_one_is_known_again_after_it
 
     async def outer() -> None:
         await execute(watch, "inner", blocker(watch))
-        await settle()
+        await settle(report, 1)
         block_until_found(watch, 2)
 
     await execute(watch, "outer", outer)
-    await settle()
+    await settle(report, 2)
     assert [found.tool for found in report.seen] == ["inner", "outer"]
 
 
@@ -212,11 +235,12 @@ async def test_a_subtask_is_blamed_on_the_tool_that_is_found_for_it(report: Repo
         await subtask
 
     await execute(watch, "parent", starts)
-    await settle()
+    await settle(report, 1)
     (found,) = report.seen
     assert (found.tool, found.function) == ("parent", "block_until_found")
 
 
+@pytest.mark.usefixtures("told_from_outside")
 async def test_a_tool_that_never_lets_go_is_reported_from_outside(report: Report) -> None:
     reported = threading.Event()
 
@@ -227,7 +251,7 @@ async def test_a_tool_that_never_lets_go_is_reported_from_outside(report: Report
     async def stuck() -> None:
         reported.wait(30)
 
-    watch = BlockingWatch(asyncio.get_running_loop(), threshold=0.02, report=tell)
+    watch = BlockingWatch(asyncio.get_running_loop(), threshold=THRESHOLD, report=tell)
     await execute(watch, "stuck", stuck)
     (found,) = report.seen
     assert not found.over
@@ -235,6 +259,7 @@ async def test_a_tool_that_never_lets_go_is_reported_from_outside(report: Report
     assert report.threads[0] is not threading.main_thread()
 
 
+@pytest.mark.usefixtures("told_from_outside")
 async def test_a_report_that_fails_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
     reported = threading.Event()
 
@@ -245,7 +270,7 @@ async def test_a_report_that_fails_does_not_end_the_watch(caplog: pytest.LogCapt
     async def stuck() -> None:
         reported.wait(30)
 
-    watch = BlockingWatch(asyncio.get_running_loop(), threshold=0.02, report=fail)
+    watch = BlockingWatch(asyncio.get_running_loop(), threshold=THRESHOLD, report=fail)
     with caplog.at_level(logging.ERROR, "agentrt"):
         await execute(watch, "stuck", stuck)
         await until(lambda: bool(caplog.records))
@@ -288,7 +313,7 @@ async def test_the_thread_ends_when_no_tool_executes_and_starts_again(
     await execute(watch, "quick", quick)
     await until(lambda: not watch.is_watching)
     await execute(watch, "slow", blocker(watch))
-    await settle()
+    await settle(report, 1)
     assert [found.tool for found in report.seen] == ["slow"]
 
 

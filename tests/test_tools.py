@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from agentrt import blocking
 from agentrt.blocking import BlockingWatch
 from agentrt.call import ENCLOSING, RUN, Call, Entry
 from agentrt.errors import TRANSIENT, ConfigError
@@ -641,8 +642,16 @@ async def test_arguments_and_results_go_through_the_schema() -> None:
         add.encode(object())
 
 
+async def _comes(told: list[Any]) -> None:
+    """The thread that watches has found the tool; now it tells."""
+    async with asyncio.timeout(30):
+        while not told:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 @pytest.mark.asyncio
-async def test_an_async_tool_that_blocks_the_loop_is_warned_about() -> None:
+async def test_an_async_tool_that_blocks_the_loop_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "STUCK_FACTOR", 1000.0)  # told by the loop, however long it takes
     told: list[str] = []
 
     class Told(Run):
@@ -663,7 +672,7 @@ async def test_an_async_tool_that_blocks_the_loop_is_warned_about() -> None:
 
     with inside(Told()):
         await stuck()
-    await asyncio.sleep(0.05)
+    await _comes(told)
     (message,) = told
     assert message.startswith("tool 'stuck' blocked the event loop for ")
     assert "in stuck, inside " in message
@@ -671,7 +680,8 @@ async def test_an_async_tool_that_blocks_the_loop_is_warned_about() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 does not tell a task's context")
 @pytest.mark.asyncio
-async def test_a_subtask_that_blocks_is_blamed_on_its_tool() -> None:
+async def test_a_subtask_that_blocks_is_blamed_on_its_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "STUCK_FACTOR", 1000.0)
     watch = BlockingWatch.of(asyncio.get_running_loop())
     watch.threshold = 0.05
 
@@ -688,7 +698,7 @@ async def test_a_subtask_that_blocks_is_blamed_on_its_tool() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         await parent.execute({})
-        await asyncio.sleep(0.05)
+        await _comes(caught)
     assert "tool 'parent' blocked the event loop" in str(caught[0].message)
 
 
