@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from agentrt import options
-from agentrt.errors import ConfigError, Refused
+from agentrt.errors import AgentrtError, ConfigError, Refused
 from agentrt.security.audit.acting import behind
 from agentrt.security.audit.errors import AuditUnavailable
 from agentrt.security.audit.key_sources import keys_of
@@ -34,6 +35,8 @@ from agentrt.telemetry.caps import json_within
 from agentrt.telemetry.redaction import Redactor
 
 __all__ = ["ARGUMENTS", "AuditLog"]
+
+logger = logging.getLogger("agentrt.audit")
 
 ARGUMENTS = ("hash", "redacted", "none")
 CLOSE_SECONDS = 5.0
@@ -412,16 +415,18 @@ class AuditLog:
         with self._reopening:
             if not self._writer.is_forked:
                 return True
-            if "{pid}" not in self._path or self._keys is None:
-                why = (
-                    f"the audit log {self.path} belongs to the process that forked this one: give each a log of its "
-                    "own, with {pid} in [audit] path, or make the runtime after the fork"
-                )
+            try:
+                if "{pid}" not in self._path or self._keys is None:
+                    raise AuditUnavailable(
+                        f"the audit log {self.path} belongs to the process that forked this one: give each a log of "
+                        "its own, with {pid} in [audit] path, or make the runtime after the fork"
+                    )
+                self._writer.start(self._keys)
+            except AgentrtError as error:
                 if refusable and self.policy.on_failure == "refuse":
-                    raise AuditUnavailable(f"not begun, because it could not be recorded: {why}")
-                self._writer.warn_once(why)
+                    raise AuditUnavailable(f"not begun, because it could not be recorded: {error}") from error
+                self._writer.warn_once(str(error))
                 return False
-            self._writer.start(self._keys)
             util = sys.modules.get("multiprocessing.util")
             if util is not None:  # its processes end only with its own finalizers
                 util.Finalize(None, self.close, exitpriority=100)
@@ -474,4 +479,7 @@ _OPEN: weakref.WeakSet[AuditLog] = weakref.WeakSet()
 def _at_exit() -> None:
     """What a program left open is written all the same."""
     for log in list(_OPEN):
-        log.close()
+        try:
+            log.close()
+        except AuditUnavailable as error:  # there may be others
+            logger.error("%s", error)

@@ -99,7 +99,6 @@ class Writer:
         """Open the file and begin to write. Raises AuditUnavailable if it cannot be opened, unless failures are only
         warned of; AgentrtError for what no retry will change."""
         self._keys = keys
-        self.is_forked = False
         try:
             self.file.open()
         except OSError as error:
@@ -109,6 +108,7 @@ class Writer:
             self._fails(why)
         self._thread = threading.Thread(target=self._run, name="agentrt-audit", daemon=True)
         self._thread.start()
+        self.is_forked = False
 
     def put(self, ticket: Ticket, *, refusable: bool = False) -> None:
         """Queue a ticket. Raises AuditUnavailable for a `refusable` one if the log cannot take it and refuses then."""
