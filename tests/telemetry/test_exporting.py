@@ -23,7 +23,7 @@ from tests.telemetry.recording import Kept, exporting, line, losses, span, until
 
 COUNTER = Instrument("c", "counter")
 
-ENOUGH = 60.0
+ENOUGH = 40.0
 """Seconds that nothing here needs, whatever the machine does."""
 
 AT_ONCE = 20.0

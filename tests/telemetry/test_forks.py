@@ -43,7 +43,7 @@ def forked(work, *, ends=os._exit):
     pid = os.fork()
     if pid == 0:
         role = "child"
-        signal.alarm(20)
+        signal.alarm(40)
         work()
         ends(0)
     return pid
@@ -119,13 +119,13 @@ def test_a_child_exports_what_is_its_own_and_the_parent_what_is_the_parents(tmp_
             assert rt.telemetry.metrics() == ()
             span("in the child")
             order()
-            assert asyncio.run(rt.telemetry.flush())
+            assert asyncio.run(rt.telemetry.flush(30))
             assert rt.telemetry.report()[0].delivered["spans"] == 1
 
         ended(forked(work))
         span("after")
         order()
-        asyncio.run(rt.telemetry.aclose())
+        asyncio.run(rt.telemetry.aclose(30))
         assert rt.telemetry.report()[0].delivered["spans"] == 11
         """,
     )
@@ -144,7 +144,7 @@ def test_a_child_of_multiprocessing_delivers_at_its_end(tmp_path: Path) -> None:
         def work(name):
             global role
             role = "child"
-            signal.alarm(20)
+            signal.alarm(40)
             span(name)
             order()
 
@@ -159,7 +159,7 @@ def test_a_child_of_multiprocessing_delivers_at_its_end(tmp_path: Path) -> None:
             pool.map(work, ["pooled 1", "pooled 2"])
             pool.close()
             pool.join()
-        asyncio.run(rt.telemetry.aclose())
+        asyncio.run(rt.telemetry.aclose(30))
         """,
     )
     assert told.spans("parent") == ["before"]
@@ -173,12 +173,12 @@ span("before")
 
 def work():
     span("in the child")
-    asyncio.run(rt.telemetry.flush())
+    asyncio.run(rt.telemetry.flush(30))
 
 for _ in range(2):
     ended(forked(work))
 span("after")
-asyncio.run(rt.telemetry.aclose())
+asyncio.run(rt.telemetry.aclose(30))
 """
 
 
@@ -207,7 +207,7 @@ def test_a_child_that_ends_as_processes_do_delivers_at_its_end(tmp_path: Path) -
         rt.telemetry.open()
         span("before")
         ended(forked(lambda: span("in the child"), ends=sys.exit))
-        asyncio.run(rt.telemetry.aclose())
+        asyncio.run(rt.telemetry.aclose(30))
         """,
     )
     assert told.spans("parent") == ["before"]
@@ -223,11 +223,11 @@ def test_a_child_of_a_child_is_a_process_like_another(tmp_path: Path) -> None:
 
         def work():
             span("in the child")
-            ended(forked(lambda: (span("in the grandchild"), asyncio.run(rt.telemetry.flush()))))
-            asyncio.run(rt.telemetry.flush())
+            ended(forked(lambda: (span("in the grandchild"), asyncio.run(rt.telemetry.flush(30)))))
+            asyncio.run(rt.telemetry.flush(30))
 
         ended(forked(work))
-        asyncio.run(rt.telemetry.aclose())
+        asyncio.run(rt.telemetry.aclose(30))
         """,
     )
     assert (told.spans("parent"), sorted(told.spans("child"))) == (
@@ -244,7 +244,7 @@ def test_a_child_of_a_run_stands_in_its_trace(tmp_path: Path) -> None:
             def work():
                 with ctx.start_span("in the child"):
                     pass
-                assert rt.telemetry._processor.flush(10.0)
+                assert rt.telemetry._processor.flush(30.0)
 
             await ctx.call("call", "before", lambda: asyncio.sleep(0))
             await asyncio.to_thread(ended, forked(work))
@@ -269,7 +269,7 @@ def test_what_was_closed_or_never_opened_stays_so_in_a_child(tmp_path: Path) -> 
         unused = Runtime(backends=[("writes", Writes())])
         rt.telemetry.open()
         span("before")
-        asyncio.run(rt.telemetry.aclose())
+        asyncio.run(rt.telemetry.aclose(30))
 
         def work():
             names = [thread.name for thread in threading.enumerate()]
@@ -277,7 +277,7 @@ def test_what_was_closed_or_never_opened_stays_so_in_a_child(tmp_path: Path) -> 
             span("late")
             order()
             assert rt.telemetry.report()[-1].lost == {("spans", "shutdown"): 1, ("metrics", "shutdown"): 1}
-            asyncio.run(rt.telemetry.aclose())
+            asyncio.run(rt.telemetry.aclose(30))
 
         ended(forked(work))
         """,
@@ -316,7 +316,7 @@ def test_a_fork_while_threads_hold_every_lock_there_is_deadlocks_nobody(
             rt.telemetry.redactor.add("one-more-secret-of-the-child")
             span("in a child")
             order()
-            assert rt.telemetry._processor.flush(10.0)
+            assert rt.telemetry._processor.flush(30.0)
             assert {metric.name for metric in rt.telemetry.metrics()} >= {"orders"}
 
         for number in range(30):
@@ -324,7 +324,7 @@ def test_a_fork_while_threads_hold_every_lock_there_is_deadlocks_nobody(
         stop.set()
         for worker in workers:
             worker.join()
-        asyncio.run(rt.telemetry.aclose())
+        asyncio.run(rt.telemetry.aclose(30))
         assert all(report.lost == {} for report in rt.telemetry.report())
         """,
         variant="" if exports else "\nrt = Runtime()\n",

@@ -65,6 +65,7 @@ async def test_of_100_000_calls_at_full_speed_each_is_delivered_or_reported_drop
     rt = Runtime(Config({"telemetry": {"queue": queue}}), backends=[("quick", quick), ("slow", slow)])
     async with rt:
         assert (await rt.run(agent, "hi")).text == "hi"
+        await rt.telemetry.flush(40.0)
     before = lost(rt, "before any backend", "calls", "runs")
     for name, backend in (("quick", quick), ("slow", slow)):
         assert sum(backend.names.values()) + lost(rt, name, "spans") + before == calls + 1
@@ -93,6 +94,7 @@ async def test_at_4000_calls_a_second_nothing_is_lost() -> None:
 
     async with Runtime(backends=[("counts", backend), ("kept", kept)]) as rt:
         made = int((await rt.run(agent, "hi")).text)
+        assert await rt.telemetry.flush(40.0)
     assert backend.names["there"] == made >= rate * seconds
     assert len(kept.spans) == made + 1
     assert all(report.lost == {} for report in rt.telemetry.report())

@@ -695,7 +695,7 @@ def test_what_a_slow_disk_cannot_take_is_dropped_counted_and_told(
     write = file.write
 
     def slow(lines: Any) -> None:
-        release.wait(10)
+        release.wait(50)
         write(lines)
 
     monkeypatch.setattr(file, "write", slow)
@@ -703,7 +703,7 @@ def test_what_a_slow_disk_cannot_take_is_dropped_counted_and_told(
     began = time.perf_counter()
     for number in range(1000):
         logging.getLogger("lib").info("%d", number)
-    assert time.perf_counter() - began < 5  # nobody waited for the disk
+    assert time.perf_counter() - began < 20  # nobody waited for the disk
     assert not logs.flush(0.01)
     dropped = logs.dropped
     assert dropped >= 1000 - 100 - 1
@@ -722,12 +722,12 @@ def test_closing_does_not_wait_for_a_stuck_disk(
 ) -> None:
     logs = opened(to(path))
     release = threading.Event()
-    monkeypatch.setattr(logs._files[0][0], "write", lambda _: release.wait(10))
+    monkeypatch.setattr(logs._files[0][0], "write", lambda _: release.wait(50))
     for _ in range(5):
         logging.getLogger("lib").info("x")
     began = time.monotonic()
     logs.close(0.2)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert "log lines were lost" in screen.text
     release.set()
 
@@ -740,19 +740,19 @@ def test_a_forked_child_writes_its_own_lines_and_none_of_its_parent_s(opened: Op
     def hold() -> None:
         with logs._lock:  # as a thread that is writing at the moment of the fork
             held.set()
-            release.wait(10)
+            release.wait(50)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(10)
+    assert held.wait(40)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of 3.12: there are threads, that is the point
         pid = os.fork()
     if pid == 0:
-        signal.alarm(5)  # a child that waits for that thread would wait for ever
+        signal.alarm(30)  # a child that waits for that thread would wait for ever
         try:
             logging.getLogger("lib").info("child")
-            logs.flush(4)
+            logs.flush(20)
         finally:
             os._exit(0)
     release.set()

@@ -27,7 +27,8 @@ from agentrt.telemetry.http import TooLarge
 from agentrt.telemetry.meter import Instrument, Meter
 from agentrt.telemetry.otel_exporter import OtelExporter
 from agentrt.telemetry.otlp import Otlp
-from tests.telemetry.recording import Kept, exporting, line, span
+from agentrt.telemetry.signals import Signal
+from tests.telemetry.recording import Kept, exporting, line, span, until
 
 RESOURCE = Resource({"service.name": "test"})
 
@@ -36,11 +37,22 @@ def lines(count: int) -> Batch:
     return Batch(RESOURCE, logs=tuple(LogLine(0, "info", str(n), "l") for n in range(count)))
 
 
-def end(exporter: Exporting, seconds: float = 10.0) -> None:
-    until = time.monotonic() + seconds
-    exporter.close(until)
-    if not exporter.ended(until - time.monotonic()):
+def end(exporter: Exporting, seconds: float = 40.0) -> None:
+    end_ = time.monotonic() + seconds
+    exporter.close(end_)
+    if not exporter.ended(end_ - time.monotonic()):
         exporter.abandon()
+
+
+def until_delivered(exporter: Exporting, signal: Signal) -> None:
+    """Begin a delivery, and wait until all of `signal` is where it should be and the rest is not."""
+    exporter.flush(0.0)
+
+    def has_arrived() -> bool:
+        batch = exporter._in_flight
+        return batch is not None and exporter.backend.undelivered(batch).get(signal, 0) == 0
+
+    until(has_arrived, 40.0)
 
 
 # --- what a backend says ----------------------------------------------------------------------------------
@@ -75,15 +87,20 @@ class Partial(Kept):
 )
 @pytest.mark.parametrize("outcome", ["refuses", "hangs"])
 def test_of_a_batch_that_failed_that_much_is_lost(left: Any, lost: dict[str, int], outcome: str) -> None:
-    release = threading.Event()
+    entered, release = threading.Event(), threading.Event()
 
     def hang(batch: Batch) -> None:
+        entered.set()
         release.wait(30)
 
     backend = Partial(left, PermanentError("no") if outcome == "refuses" else hang, signals=("spans", "logs"))
     exporter = exporting(backend)
     exporter.offer([span() for _ in range(5)], [line() for _ in range(3)])
-    end(exporter, 5.0 if outcome == "refuses" else 0.2)
+    if outcome == "refuses":
+        end(exporter)
+    else:
+        assert entered.wait(30)
+        end(exporter, 0.2)
     release.set()
     reason = "failed" if outcome == "refuses" else "shutdown"
     report = exporter.report()
@@ -108,7 +125,7 @@ def test_points_of_a_snapshot_that_did_not_arrive_are_said_again_and_lost_only_a
     backend = Partial({"metrics": 2}, interval=60.0)
     exporter = exporting(backend, meter=meter)
     exporter.start()
-    assert exporter.flush(10.0)
+    assert exporter.flush(40.0)
     assert (exporter.report().delivered["metrics"], exporter.report().lost) == (1, {})
     end(exporter)
     assert (exporter.report().delivered["metrics"], exporter.report().lost) == (2, {("metrics", "failed"): 2})
@@ -231,16 +248,17 @@ def test_one_signal_that_is_refused_costs_only_its_own() -> None:
     assert report.lost == {("metrics", "failed"): 7}
 
 
-@pytest.mark.parametrize("timeout", [20.0, 0.8])
-def test_what_arrived_before_a_signal_hung_is_delivered(timeout: float) -> None:
+@pytest.mark.parametrize(("timeout", "seconds"), [(40.0, 0.3), (0.8, 1.5)])
+def test_what_arrived_before_a_signal_hung_is_delivered(timeout: float, seconds: float) -> None:
     """Whether the exporter's end comes first or the backend's own limit."""
     with Collector() as collector, BlackHole() as hole:
         otlp = Otlp(endpoint=collector.url, timeout=timeout, signals=("spans", "logs"))
         otlp.destinations["logs"] = replace(otlp.destinations["logs"], url=f"{hole.url}/v1/logs")
         exporter = exporting(otlp)
         exporter.offer([span() for _ in range(5)], [line() for _ in range(3)])
-        end(exporter, 1.5)
-        assert len(collector.spans) == 5
+        until_delivered(exporter, "spans")
+        end(exporter, seconds)
+        assert len(collector.spans) >= 5
     report = exporter.report()
     assert report.delivered["spans"] == 5
     assert report.lost == {("logs", "shutdown"): 3}
@@ -273,6 +291,7 @@ def test_a_stock_exporter_loses_the_signal_that_it_did_not_deliver() -> None:
         stock = OtelExporter(name="otlp_proto_http", options=tables, signals=["spans", "logs"])
         exporter = exporting(stock)
         exporter.offer([span() for _ in range(5)], [line() for _ in range(3)])
+        until_delivered(exporter, "logs")
         end(exporter, 1.0)
         assert len(collector.logs) == 3
     report = exporter.report()

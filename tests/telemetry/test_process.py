@@ -24,6 +24,7 @@ from tests.cli.commands import agentrt, environment
 AGENTS = """
 import asyncio
 import logging
+import os
 import sys
 
 from agentrt import Agent
@@ -40,7 +41,11 @@ class Slow:
         logging.getLogger("stock").warning("counted the apples")
         ctx.record_metric("apples", 3, kind="counter")
         print("began", file=sys.stderr, flush=True)
-        await asyncio.sleep(float(message))
+        if message == "wait":
+            while not os.path.exists("go"):
+                await asyncio.sleep(0.01)
+        else:
+            await asyncio.sleep(float(message))
         return "finished"
 """
 
@@ -85,10 +90,10 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
-def slow_run(project: Path, seconds: float, started: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """`agentrt run agents:Slow`, at the point where it sleeps."""
+def slow_run(project: Path, message: str, started: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """`agentrt run agents:Slow`, at the point where it sleeps: for so many seconds, or until there is a file `go`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "agentrt", "run", "agents:Slow", f"{seconds:g}"],
+        [sys.executable, "-m", "agentrt", "run", "agents:Slow", message],
         cwd=project,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -109,8 +114,8 @@ def read_to(stream: IO[str] | None, text: str) -> None:
     raise AssertionError(f"no {text!r} before the end")
 
 
-def configure(project: Path, endpoint: str) -> None:
-    text = f'[telemetry]\nservice = "fruit"\n[telemetry.otlp]\nendpoint = "{endpoint}"\n'
+def configure(project: Path, endpoint: str, *, timeout: float = 10.0) -> None:
+    text = f'[telemetry]\nservice = "fruit"\n[telemetry.otlp]\nendpoint = "{endpoint}"\ntimeout = {timeout}\n'
     (project / "agentrt.toml").write_text(text)
 
 
@@ -191,11 +196,11 @@ def test_sigterm_delivers_what_happened_until_then(
     project: Path, collector: Collector, started: list[subprocess.Popen[str]]
 ) -> None:
     configure(project, collector.url)
-    process = slow_run(project, 30, started)
+    process = slow_run(project, "600", started)
     process.send_signal(signal.SIGTERM)
     read_to(process.stderr, "a second one cancels it")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=40)
     assert process.returncode == 143
     spans = {span.name: span for span in collector.spans}
     assert set(spans) == {"chat echo", "preparing", "invoke_agent Slow"}
@@ -215,9 +220,11 @@ def test_a_run_that_sigterm_lets_finish_is_delivered_whole(
     project: Path, collector: Collector, started: list[subprocess.Popen[str]]
 ) -> None:
     configure(project, collector.url)
-    process = slow_run(project, 0.5, started)
+    process = slow_run(project, "wait", started)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
+    read_to(process.stderr, "a second one cancels it")
+    (project / "go").touch()
+    out, _ = process.communicate(timeout=40)
     assert (process.returncode, out) == (143, "finished\n")
     (run,) = [span for span in collector.spans if span.name == "invoke_agent Slow"]
     assert run.status.code == run.status.STATUS_CODE_UNSET
@@ -226,12 +233,12 @@ def test_a_run_that_sigterm_lets_finish_is_delivered_whole(
 def test_a_collector_that_never_answers_does_not_hold_up_the_end(
     project: Path, black_hole: BlackHole, started: list[subprocess.Popen[str]]
 ) -> None:
-    configure(project, black_hole.url)
-    process = slow_run(project, 0.1, started)
+    configure(project, black_hole.url, timeout=600.0)
+    process = slow_run(project, "0.1", started)
     began = time.monotonic()
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=50)
     assert (process.returncode, out) == (0, "finished\n")
-    assert time.monotonic() - began < 7.0
+    assert time.monotonic() - began < 40.0  # of 600
     assert black_hole.received > 0
     assert "telemetry lost: otlp:" in err
     assert "3 spans lost (shutdown)" in err
