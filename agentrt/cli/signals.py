@@ -36,6 +36,9 @@ LAST_SECONDS = 28.0
 BLOCKED_SECONDS = 1.0
 """How long the loop may take to react to SIGINT before the user hears why nothing happens."""
 
+SLICES = 20
+"""That time is spent in so many parts: when the whole process stood still during one, the loop has the others."""
+
 BLOCKED = "the event loop is blocked by code that does not await; Ctrl-C again ends the process"
 
 
@@ -123,9 +126,11 @@ class Signals:
         self._cancel()
 
     def _tell_if_blocked(self) -> None:
-        time.sleep(self._blocked_seconds)
-        if not self._has_reacted:
-            _write_stderr(BLOCKED)
+        for _ in range(SLICES):
+            time.sleep(self._blocked_seconds / SLICES)
+            if self._has_reacted:
+                return
+        _write_stderr(BLOCKED)
 
     def _drain(self) -> None:
         self._note(f"SIGTERM: the run has {self._drain_seconds:g} s to finish; a second one cancels it")

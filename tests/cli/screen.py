@@ -16,7 +16,7 @@ from typing import Self
 
 __all__ = ["Screen"]
 
-SECONDS = 20.0
+SECONDS = 45.0
 
 
 class Screen:

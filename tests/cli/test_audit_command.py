@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -285,21 +284,23 @@ def test_following_goes_on_in_the_next_file(project: Path) -> None:
 
     asyncio.run(write(0))
     with subprocess.Popen(
-        [sys.executable, "-m", "agentrt", "audit", "tail", "a", "-f", "-n", "0", "--json"],
+        [sys.executable, "-m", "agentrt", "audit", "tail", "a", "-f", "-n", "1", "--json"],
         cwd=project,
         stdout=subprocess.PIPE,
         env=environment(),
         text=True,
     ) as process:
-        time.sleep(1.0)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["type"] == "closed", "the last line: now it follows"
+        things: list[str] = []
         for number in range(1, 8):
             asyncio.run(write(number))
-            time.sleep(0.3)
-        time.sleep(0.5)
+            while len(things) < 3 * number:
+                item = json.loads(process.stdout.readline())
+                things += [item["resource"]] if item["type"] == "record" else []
         process.send_signal(signal.SIGINT)
-        out = process.communicate(timeout=10)[0]
+        process.communicate(timeout=50)
     assert process.returncode == 130
-    things = [item["resource"] for line in out.splitlines() if (item := json.loads(line))["type"] == "record"]
     assert things == [f"thing:{number}" for number in range(1, 8) for _ in range(3)]
     assert len([name for name in os.listdir(project) if name.startswith("a.0")]) >= 1
 

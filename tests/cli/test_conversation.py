@@ -27,7 +27,7 @@ async def count(message):
 async def slow(message):
     for word in message.split():
         yield f"<{word}> "
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(60 if word == "hold" else 0.1)
 
 
 async def failing(message):
@@ -73,8 +73,8 @@ def test_it_answers_until_the_end_of_input(folder: Path) -> None:
 def test_text_is_shown_as_it_comes_and_ctrl_c_stops_the_answer(folder: Path) -> None:
     with screen(folder, "chatty:slow") as terminal:
         terminal.wait_for(r"> $")
-        terminal.send("one two three four five six seven eight nine ten\n")
-        terminal.wait_for("<two>")
+        terminal.send("one two hold ten\n")
+        terminal.wait_for("<hold>")
         terminal.press("c")
         stopped = terminal.wait_for(PROMPT)
         assert "stopped\n" in stopped

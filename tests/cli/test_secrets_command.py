@@ -55,7 +55,7 @@ def test_get_says_that_a_secret_is_there_and_shows_a_mask(files: Path, command: 
 def test_get_reveals_on_a_terminal(files: Path, project: Path) -> None:
     screen = Screen("secrets", "get", "secret://token", "--reveal", cwd=project, env=environment())
     assert VALUE in screen.wait_for(VALUE)
-    assert screen.process.wait(20) == 0
+    assert screen.process.wait(45) == 0
 
 
 def test_get_reveals_nowhere_else(files: Path, project: Path, command: Command) -> None:
@@ -65,7 +65,7 @@ def test_get_reveals_nowhere_else(files: Path, project: Path, command: Command) 
     into_a_file = project / "out"
     screen = Screen("secrets", "get", "token", "--reveal", cwd=project, env=environment(), stdout=into_a_file)
     screen.wait_for("on a terminal only")
-    assert screen.process.wait(20) == 2
+    assert screen.process.wait(45) == 2
     assert into_a_file.read_text() == ""
 
 

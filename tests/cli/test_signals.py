@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def begin(process: subprocess.Popen[str], line: str = "began\n") -> None:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=50)
     return process.returncode, out, err
 
 
@@ -191,11 +192,13 @@ def test_signals_while_the_agent_is_opened_or_closed(project: Path, launch: Star
         "        await asyncio.sleep(30)\n"
         "    async def __aexit__(self, *error): ...\n"
         "    async def run(self, message): ...\n"
+        "from agentrt import closing\n"
+        "closing.CLOSE_SECONDS = 1000.0\n"  # the signal may come late
         "class Closing:\n"
         "    async def __aenter__(self): ...\n"
         "    async def __aexit__(self, *error):\n"
         "        print('began', file=sys.stderr, flush=True)\n"
-        "        await asyncio.sleep(4)\n"
+        "        await asyncio.sleep(40)\n"
         "    async def run(self, message):\n"
         "        return message\n"
     )
@@ -299,24 +302,54 @@ async def test_the_process_is_gone_some_time_after_sigterm_whatever_happens(
 @pytest.mark.asyncio
 async def test_only_a_loop_that_does_not_react_is_called_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr("agentrt.cli.signals._write_stderr", told.append)
+    has_told, has_reacted = threading.Event(), threading.Event()
+    monkeypatch.setattr("agentrt.cli.signals._write_stderr", lambda text: (told.append(text), has_told.set()))
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 
     class Watched(Signals):
+        def _react(self) -> None:
+            super()._react()
+            has_reacted.set()
+
         def _tell_if_blocked(self) -> None:
+            assert is_blocked or has_reacted.wait(
+                30
+            )  # as a loop does that is free, on a machine that is quick
             super()._tell_if_blocked()
             loop.call_soon_threadsafe(ended.set)
 
-    for block in (lambda: None, lambda: time.sleep(0.2)):
+    for is_blocked in (False, True):
         run = Run()
         ended.clear()
         with Watched(cancel=run.cancel, note=run.notes.append, blocked_seconds=0.02):
             os.kill(os.getpid(), signal.SIGINT)
-            block()
+            assert not is_blocked or has_told.wait(30)
             await ended.wait()
         assert run.cancelled == 1
+        assert told == [BLOCKED] * is_blocked
+
+
+@pytest.mark.asyncio
+async def test_a_process_that_stood_still_is_not_called_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("agentrt.cli.signals._write_stderr", told.append)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        """The process is stopped, for longer than that; then the loop has its turn as well."""
+        slept.append(seconds)
+        if len(slept) == 2:
+            signals._has_reacted = True
+
+    monkeypatch.setattr("agentrt.cli.signals.time", types.SimpleNamespace(sleep=sleep))
+    signals = Run().signals()
+    signals._tell_if_blocked()
+    assert told == []
+    signals._has_reacted = False
+    signals._tell_if_blocked()
     assert told == [BLOCKED]
+    assert sum(slept[2:]) == pytest.approx(1.0)
 
 
 @pytest.mark.asyncio
