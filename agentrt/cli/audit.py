@@ -211,12 +211,12 @@ def _print(line: bytes, terminal: Terminal, *, as_json: bool) -> None:
     from agentrt.cli.audit_lines import other
     from agentrt.security.audit.record import NOT_A_LINE, decode
 
-    if as_json:
-        terminal.write(line.decode("utf-8", "replace"))
-        return
     try:
         item: Line = decode(line)
-    except NOT_A_LINE:
+    except NOT_A_LINE:  # somebody's, with who knows what for a terminal in it
         terminal.warning("a line that is no line of an audit log; agentrt audit verify says more")
+        return
+    if as_json:
+        terminal.write(line.decode("utf-8", "replace"))
         return
     terminal.line(other(item))

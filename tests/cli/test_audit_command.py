@@ -400,6 +400,19 @@ def test_what_is_no_log_is_not_shown_as_one(
     )
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_what_somebody_has_written_into_a_log_does_not_reach_the_terminal(
+    log: Path, command: Command, options: tuple[str, ...]
+) -> None:
+    with log.open("ab") as file:
+        file.write(b'\x1b]0;t\x07\n{"type":"closed","seq":1,"time":"\x1b[2J"}\n')
+    for what in ("show", "tail"):
+        ended = command("audit", what, "audit.jsonl", *options)
+        assert ended.code == 0
+        assert not set(ended.out + ended.err) & {"\x1b", "\x07"}
+        assert "no line" in ended.err
+
+
 # --- help ------------------------------------------------------------------------------------------------
 
 

@@ -103,8 +103,12 @@ def test_what_is_there_and_is_no_log_is_told(tmp_path: Path) -> None:
             check_place(str(tmp_path / name), rotates=True)
 
 
-def test_a_path_that_is_none(tmp_path: Path) -> None:
-    for path, why in (("~nobody-of-this-name/a", "there is no such user"), ("a\0b", "cannot have a NUL")):
+def test_a_path_that_is_none() -> None:
+    for path, why in (
+        ("~nobody-of-this-name/a", "there is no such user"),
+        ("a\0b", "cannot have a NUL"),
+        ("/", "must name a file"),
+    ):
         for take in (
             lambda path: check_place(path, rotates=True),
             AuditLog,

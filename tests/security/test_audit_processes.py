@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -14,6 +16,7 @@ from typing import Literal
 import pytest
 
 from agentrt.security.audit import AuditLog, AuditUnavailable
+from agentrt.security.audit.sinks import Sinks
 from security.audits import records
 
 PROGRAM = """
@@ -88,3 +91,23 @@ def _cannot_write(log: AuditLog, policy: str) -> None:
     else:
         with pytest.raises(AuditUnavailable, match=r"7 audit records were lost: .*may not write"):
             log.close()
+
+
+class Kept:
+    async def checkpoint(self, line: bytes, /) -> None: ...
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_closing_that_is_cancelled_leaves_no_sink_running(turns: int) -> None:
+    """After so many turns of the loop."""
+    before = asyncio.all_tasks()
+    sinks = Sinks([("kept", Kept())])
+    sinks.open()
+    closing = asyncio.create_task(sinks.aclose(60.0))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):  # unless there was nothing left to wait for
+        await closing
+    assert asyncio.all_tasks() == before

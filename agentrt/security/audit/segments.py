@@ -27,9 +27,12 @@ def absolute(text: str) -> Path:
     if "\0" in text:
         raise ConfigError(f"a path cannot have a NUL in it, as {text!r} has")
     try:
-        return Path(text).expanduser().absolute()
+        path = Path(text).expanduser().absolute()
     except RuntimeError as error:
         raise ConfigError(f"{text}: there is no such user, or no home folder: give the whole path") from error
+    if not path.name:
+        raise ConfigError(f"a path must name a file, which {text!r} does not")
+    return path
 
 
 def of_commands(path: str) -> str:

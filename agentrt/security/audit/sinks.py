@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from agentrt.errors import ConfigError
 from agentrt.security.audit.segments import absolute
@@ -182,9 +182,10 @@ class Sinks:
 
     async def aclose(self, seconds: float) -> None:
         """Hand over what waits, within `seconds`, and stop."""
-        await asyncio.sleep(0)  # what the thread has just offered comes in by the loop
-        waits = [asyncio.ensure_future(fed.drained.wait()) for fed in self._fed]
+        waits: list[asyncio.Task[Literal[True]]] = []
         try:
+            await asyncio.sleep(0)  # what the thread has just offered comes in by the loop
+            waits = [asyncio.create_task(fed.drained.wait()) for fed in self._fed]
             if waits:
                 await asyncio.wait(waits, timeout=seconds)
         finally:
