@@ -53,7 +53,7 @@ def locked(path: Path, *, flags: int = 0, deadline: float = 0.0) -> int | None:
 
 
 def is_at(fd: int, path: Path) -> bool:
-    """Whether `path` names the file that is open as `fd`. Raises OSError if that cannot be found out."""
+    """Whether `path` names the file that is open as `fd`. Raises OSError."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:

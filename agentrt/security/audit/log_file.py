@@ -13,14 +13,14 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from msgspec import Struct
 
 from agentrt.errors import ConfigError
 from agentrt.security.audit.chain import Chain, own_hash
 from agentrt.security.audit.errors import AuditUnavailable
-from agentrt.security.audit.lock import is_at, locked
+from agentrt.security.audit.lock import locked
 from agentrt.security.audit.record import (
     FORMAT,
     NOT_A_LINE,
@@ -80,8 +80,9 @@ class LogFile:
         self.checkpoint = LastCheckpoint()
         self.torn: Recovered | None = None
         self._lock_path = path.with_name(f"{path.name}.lock")
-        self._fd = -1
-        self._lock = -1
+        self._name, self._lock_name = str(path), str(self._lock_path)  # looked at before each group
+        self._fd = self._lock = -1
+        self._id = self._lock_id = (0, 0)
         self._size = 0
         self._is_untidy = False
         """Whether something may be left behind the first `_size` bytes, of a write that failed."""
@@ -95,7 +96,7 @@ class LogFile:
         deadline = time.monotonic() + self.patience
         try:
             self._take_lock(deadline)
-            self._fd = self._opened(deadline)
+            self._take(self._opened(deadline))
             self._adopt()
         except BaseException:
             self.close()
@@ -110,7 +111,7 @@ class LogFile:
             )
         if self._lock >= 0:
             os.close(self._lock)
-        self._lock = fd
+        self._lock, self._lock_id = fd, _id(os.fstat(fd))
         try:
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
@@ -126,6 +127,12 @@ class LogFile:
                 f"the audit log {self.path} is written by another process, whose {self._lock_path} was removed: {_OWN}"
             )
         return fd
+
+    def _take(self, fd: int) -> None:
+        """Write to this file from now on."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._id = fd, _id(os.fstat(fd))
 
     def _adopt(self) -> None:
         """Read where the log stands: in this file or, if nothing is in it, in the one before."""
@@ -205,21 +212,27 @@ class LogFile:
 
     def has_lock(self) -> bool:
         """Whether PATH.lock is still the one that is held: somebody may have moved, removed or replaced it."""
-        return is_at(self._lock, self._lock_path)
+        try:
+            return _id(os.stat(self._lock_name)) == self._lock_id
+        except FileNotFoundError:
+            return False
+
+    def look(self) -> Literal["same", "lost", "changed"]:
+        """Whether the file is as it was left; "lost": it is not the one of its name any more, somebody moved or removed
+        it; "changed": somebody else has written to it, or cut it."""
+        try:
+            status = os.stat(self._name)
+        except FileNotFoundError:
+            return "lost"
+        if _id(status) != self._id:
+            return "lost"
+        return "same" if status.st_size == self._size or self._is_untidy else "changed"
 
     def take_lock_again(self) -> None:
         """Hold the PATH.lock that is there now, or a new one. Raises OSError; AuditUnavailable if another process holds
         it. The file that is written stays locked in any case."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._take_lock(0.0)
-
-    def is_lost(self) -> bool:
-        """Whether the file that is open is not the one of its name any more: somebody moved or removed it."""
-        return not is_at(self._fd, self.path)
-
-    def is_changed(self) -> bool:
-        """Whether somebody else has written to the file, or cut it."""
-        return not self._is_untidy and os.fstat(self._fd).st_size != self._size
 
     def adopt_again(self) -> None:
         """After somebody else has changed the file: go on at its end, and in the chain where it is longer by now. What
@@ -253,8 +266,8 @@ class LogFile:
             if not self.path.exists():  # what somebody has made there meanwhile is not overwritten
                 os.rename(full, self.path)
             raise
-        os.close(self._fd)
-        self._fd, self._size = fresh, 0  # the folder goes to the disk with the first lines
+        self._take(fresh)
+        self._size = 0  # the folder goes to the disk with the first lines
 
     def reopen(self) -> None:
         """Begin the file anew at its name, after the one that was open is gone; the chain goes on. Raises OSError,
@@ -264,9 +277,8 @@ class LogFile:
                 f"the audit log {self.path} was replaced by another file while it was written: move that away"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._opened()
-        os.close(self._fd)
-        self._fd, self._size, self._is_untidy = fresh, 0, False
+        self._take(self._opened())
+        self._size, self._is_untidy = 0, False
 
     def close(self) -> None:
         """Close the file and give the lock back."""
@@ -282,6 +294,11 @@ class LogFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _id(status: os.stat_result) -> tuple[int, int]:
+    """What tells a file apart, whatever its name."""
+    return status.st_dev, status.st_ino
 
 
 def _holder(lock: Path) -> str:

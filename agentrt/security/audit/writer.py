@@ -275,13 +275,14 @@ class Writer:
             self._introduced = False
             return
         self._keep_lock()
-        if self.file.is_lost():
+        found = self.file.look()
+        if found == "lost":
             logger.error(
                 "the audit log %s was moved or removed while it was written; it is begun anew",
                 self.file.path,
             )
             self.file.reopen()
-        elif self.file.is_changed():
+        elif found == "changed":
             logger.error("the audit log %s was changed by somebody else while it was written", self.file.path)
             self.file.adopt_again()
             self._introduced = False
