@@ -36,7 +36,7 @@ def aws(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
 
 
 async def send(what: Batch, **options: Any) -> None:
-    backend = CloudWatchMetrics(**options)
+    backend = CloudWatchMetrics(**{"timeout": 50.0, **options})
     try:
         await backend.export(what)
     finally:
@@ -163,7 +163,7 @@ async def test_units_are_cloudwatchs(kind: Any, unit: str, becomes: str) -> None
 async def test_a_bad_name_and_a_value_that_is_none_are_left_out_and_told_once(
     aws: Moto, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend = CloudWatchMetrics()
+    backend = CloudWatchMetrics(timeout=50.0)
     with caplog.at_level(logging.WARNING, "agentrt.telemetry.cloudwatch_metrics"):
         for _ in range(2):
             await backend.export(only(counter("€€"), gauge("nan", math.nan), counter("naïve ☃ calls", 2.0)))
@@ -187,7 +187,7 @@ async def test_what_is_left_out_and_what_is_refused_is_counted_in_points(
         *(Metric("wide", "histogram", "s", "", (Point({}, wide, NOW, NOW),), True) for _ in range(300)),
         *(counter("calls", 1.0, delta=True) for _ in range(200)),
     )
-    backend = CloudWatchMetrics()
+    backend = CloudWatchMetrics(timeout=50.0)
     with pytest.raises(PermanentError):
         await backend.export(what)
     await backend.aclose()

@@ -355,12 +355,12 @@ async def test_a_server_that_is_down_is_told_long_before_the_timeout(
     without_credentials(monkeypatch)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
-    secrets = AwsSecrets(region="eu-central-1", endpoint=refusing.url)
+    secrets = AwsSecrets(region="eu-central-1", endpoint=refusing.url, timeout=600.0)
     await secrets.open(None)  # type: ignore[arg-type]
     began = time.monotonic()
     with pytest.raises(SecretUnavailable, match=r"cannot be reached .*check the network, `region`"):
         await secrets.get(ref("prod/db"))
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 20.0
     await secrets.aclose()
 
 
@@ -371,7 +371,7 @@ async def test_a_server_that_does_not_answer_is_unavailable_after_the_timeout(
     lead(monkeypatch, answering(200, b"{}", delay=60.0))
     began = time.monotonic()
     assert "timeout" in (await refused("prod/db", SecretUnavailable, timeout=0.3)).lower()
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 20.0  # of 60
 
 
 @pytest.mark.asyncio

@@ -214,12 +214,12 @@ async def test_an_error_of_the_vault_becomes_the_right_one_and_is_not_tried_agai
 @pytest.mark.asyncio
 async def test_throttling_and_failing_say_when_to_come_again(vault: KeyVault) -> None:
     for status, kind in ((429, SecretThrottled), (503, SecretUnavailable)):
-        with vault.failing(key_vault_error(status, "Busy", **{"Retry-After": "7"})):
+        with vault.failing(key_vault_error(status, "Busy", **{"Retry-After": "60"})):
             began = time.monotonic()
             with pytest.raises(kind) as caught:
                 await read("db", **options(vault))
-        assert vars(caught.value)["retry_after"] == 7.0
-        assert time.monotonic() - began < 3.0
+        assert vars(caught.value)["retry_after"] == 60.0
+        assert time.monotonic() - began < 20.0
 
 
 @pytest.mark.parametrize(
@@ -281,12 +281,13 @@ async def test_a_list_that_is_denied_names_its_permission(vault: KeyVault) -> No
 async def test_a_server_that_is_down_is_told_long_before_the_timeout(
     vault: KeyVault, refusing: Refusing
 ) -> None:
-    secrets = AzureSecrets(**options(vault, vault_url=f"https://localhost:{refusing.port}"))
+    away = f"https://localhost:{refusing.port}"
+    secrets = AzureSecrets(**options(vault, vault_url=away, timeout=600.0))
     await secrets.open(PlainHost({}))
     began = time.monotonic()
     with pytest.raises(SecretUnavailable, match=r"^secret://azure/db: Key Vault, .* cannot be reached"):
         await secrets.get(ref("db"))
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 20.0
     await secrets.aclose()
 
 
@@ -296,7 +297,7 @@ async def test_a_server_that_does_not_answer_is_unavailable_after_the_timeout(va
     with vault.hanging():
         said = await refused("db", SecretUnavailable, **options(vault, timeout=0.3))
     assert "imeout" in said
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 20.0
     await asyncio.sleep(0.05)  # in which the loop sees the end of the connection
 
 
@@ -455,7 +456,7 @@ async def test_a_platform_that_is_away_is_unavailable_at_once(
     monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", refusing.url)
     said = await refused("db", SecretUnavailable, **machine)
     assert said.startswith("secret://azure/db: there is no token, so Key Vault was not asked (Managed")
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 20.0
 
 
 @pytest.mark.asyncio
@@ -584,5 +585,5 @@ async def test_a_password_that_is_kept_in_the_vault_that_it_opens_is_a_mistake_t
     async with Runtime(Config({"secrets": table})) as runtime:
         with pytest.raises(ConfigError, match=r"'azure' needs a secret of its own in order to open"):
             await runtime.secrets.get(read)
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 20.0
     assert vault.requests == []

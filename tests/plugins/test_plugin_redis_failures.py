@@ -123,7 +123,8 @@ async def test_local_counts_in_this_process_until_the_server_is_back(mortal_valk
         assert all(decision.degraded for decision in made)
         # Turns are booked and given back here, too.
         await limiter.acquire("b", 1, 0.6, max_wait=0)
-        assert (await limiter.acquire("b", 1, 0.6, max_wait=5)).waited > 0.0
+        waited = [(await limiter.acquire("b", 1, 0.6, max_wait=5)).waited for _ in range(3)]
+        assert max(waited) > 0.0
         cancelled = asyncio.create_task(limiter.acquire("b", 1, 0.6, max_wait=5))
         await asyncio.sleep(0.01)
         cancelled.cancel()
@@ -179,12 +180,13 @@ async def test_the_stage_tells_a_refusal_by_policy_apart(refusing: Refusing) -> 
 
 
 async def test_a_server_that_refuses_connections_costs_no_time(refusing: Refusing) -> None:
-    async with limiter_on(f"redis://127.0.0.1:{refusing.port}") as limiter:
+    url = f"redis://127.0.0.1:{refusing.port}"
+    async with limiter_on(url, timeout=600, connect_timeout=600) as limiter:
         await limiter.check_rate_limit("loads the client", 1, 60)
         await asyncio.sleep(PAUSE)
         began = time.monotonic()
         assert (await limiter.check_rate_limit("a", 5, 60)).degraded
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0
 
 
 async def test_a_server_that_does_not_answer_costs_its_timeout_once_and_then_nothing(
@@ -193,16 +195,16 @@ async def test_a_server_that_does_not_answer_costs_its_timeout_once_and_then_not
     url = f"redis://127.0.0.1:{black_hole.port}"
     async with limiter_on(url, timeout=0.3, connect_timeout=0.3, connections=5, pause=30) as limiter:
         began = time.monotonic()
-        made = await asyncio.gather(*(limiter.check_rate_limit("a", 100, 60) for _ in range(200)))
+        made = await asyncio.gather(*(limiter.check_rate_limit("a", 100, 60) for _ in range(1000)))
         took = time.monotonic() - began
         assert sum(map(bool, made)) == 100
         assert all(decision.degraded for decision in made)
-        assert took < 6.0
+        assert took < 20.0  # of 60, if each waited for it
         assert black_hole.connections <= 5
         began = time.monotonic()
-        for _ in range(100):
+        for _ in range(200):
             await limiter.check_rate_limit("b", 100, 60)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0  # of 60
         assert black_hole.connections <= 5
 
 
@@ -212,31 +214,29 @@ async def test_a_server_that_is_down_is_asked_by_one_at_a_time(black_hole: Black
         await limiter.check_rate_limit("a", 1000, 60)
         first = black_hole.connections
         began = time.monotonic()
-        while time.monotonic() - began < 1.5:
+        while (took := time.monotonic() - began) < 1.5 or black_hole.connections == first:
             await asyncio.gather(*(limiter.check_rate_limit("a", 10**6, 60) for _ in range(20)))
             await asyncio.sleep(0.01)
-        asked = black_hole.connections - first
-        assert 1 <= asked <= 5
+        assert black_hole.connections - first <= took / 0.3 + 1
 
 
 async def test_a_server_that_is_stopped_and_goes_on_counts_again(mortal_valkey: Valkey) -> None:
     async with limiter_on(mortal_valkey.url, timeout=1, connect_timeout=1) as limiter:
-        assert not (await limiter.check_rate_limit("a", 5, 60)).degraded
+        await back(limiter)
         os.kill(mortal_valkey.pid, signal.SIGSTOP)
         try:
             began = time.monotonic()
             assert (await limiter.check_rate_limit("a", 5, 60)).degraded
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
         finally:
             os.kill(mortal_valkey.pid, signal.SIGCONT)
         await back(limiter)
-        assert not (await limiter.check_rate_limit("b", 5, 60)).degraded
 
 
 async def test_a_queue_that_is_too_long_is_a_failure_too(
     mortal_valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with limiter_on(mortal_valkey.url, connections=1, timeout=5, queue_timeout=0.2) as limiter:
+    async with limiter_on(mortal_valkey.url, connections=1, timeout=40, queue_timeout=0.2) as limiter:
         await limiter.check_rate_limit("a", 5, 60)
         os.kill(mortal_valkey.pid, signal.SIGSTOP)
         try:
@@ -251,14 +251,15 @@ async def test_a_queue_that_is_too_long_is_a_failure_too(
 
 async def test_a_hit_whose_answer_is_lost_is_not_made_twice(mortal_valkey: Valkey) -> None:
     async with limiter_on(mortal_valkey.url, timeout=1, on_failure="closed") as limiter:
-        assert await limiter.check_rate_limit("a", 5, 60)
+        await back(limiter)
         os.kill(mortal_valkey.pid, signal.SIGSTOP)
         try:
             assert not await limiter.check_rate_limit("a", 5, 60)  # it lies in the server's socket
         finally:
             os.kill(mortal_valkey.pid, signal.SIGCONT)
         await back(limiter)
-        assert (await limiter.check_rate_limit("a", 5, 60)).remaining in (2, 3)
+    turns = await asyncio.to_thread(mortal_valkey.ask, "LLEN agentrt:rate_limits:60000000:a")
+    assert turns == b":1\r\n"
 
 
 async def test_one_who_is_cancelled_while_the_server_is_silent_is_cancelled(black_hole: BlackHole) -> None:
@@ -335,12 +336,13 @@ async def test_looking_up_its_password_may_be_a_call_that_is_counted() -> None:
                 return await super().secret(reference)
 
         host = Counted({"secret://redis": "right-word"})
-        options = {"password": "secret://redis", "on_failure": "closed"}
+        patience = {"timeout": 40, "connect_timeout": 40, "queue_timeout": 40}
+        options = {"password": "secret://redis", "on_failure": "closed", **patience}
         async with limiter_on(server.url, host=host, **options) as limiter:
             limiters.append(limiter)
             began = time.monotonic()
             assert await limiter.check_rate_limit("a", 5, 60) == Decision(True, 4, 0.0)
-            assert time.monotonic() - began < 5.0
+            assert time.monotonic() - began < 20.0
 
 
 async def test_a_secret_that_does_not_come_is_a_failure_after_the_connect_timeout(
@@ -356,7 +358,7 @@ async def test_a_secret_that_does_not_come_is_a_failure_after_the_connect_timeou
     ) as limiter:
         began = time.monotonic()
         assert (await limiter.check_rate_limit("a", 5, 60)).degraded
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0
     assert len(told(caplog)) == 1
 
 
@@ -384,8 +386,12 @@ async def test_a_user_with_no_more_rights_than_the_readme_names_will_do(mortal_v
         await asyncio.sleep(0.1)
         waiting.cancel()
         await asyncio.wait([waiting])
-        await asyncio.sleep(0.1)
-        assert (await limiter.check_rate_limit("a", 2, 60)).retry_after < 60.0
+        for _ in range(100):
+            if (await limiter.check_rate_limit("a", 2, 60)).retry_after < 60.0:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise AssertionError("the turn is not given back")
         await limiter.reset("a", 60)
         assert await limiter.check_rate_limit("a", 2, 60) == Decision(True, 1, 0.0)
 

@@ -110,7 +110,7 @@ async def test_a_secret_id_that_is_kept_in_the_vault_it_opens_is_refused_at_once
     login = {"role_id": "x", "secret_id": "secret://vault/approle#id"}
     providers = {"vault": {"url": openbao.url, "approle": login}}
     async with Runtime(Config({"secrets": {"provider": default, "providers": providers}})) as runtime:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(ConfigError, match="is kept in that same Vault, which opens only with it"):
                 await runtime.secrets.get(first)
 
@@ -119,7 +119,7 @@ async def test_a_default_provider_that_opens_with_one_of_its_own_is_refused(open
     login = {"role_id": "x", "secret_id": "secret://SECRET_ID"}
     providers = {"vault": {"url": openbao.url, "approle": login}}
     async with Runtime(Config({"secrets": {"provider": "vault", "providers": providers}})) as runtime:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(ConfigError, match="is kept in that same Vault, which opens only with it"):
                 await runtime.secrets.get("secret://vault/app/db")
 

@@ -1,0 +1,13 @@
+"""The tests of the plugins: of a runtime they look at what it does until its end, however long that takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentrt import closing
+
+
+@pytest.fixture(autouse=True)
+def time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still for some seconds would use up those that a runtime has for its end."""
+    monkeypatch.setattr(closing, "CLOSE_SECONDS", 40.0)
