@@ -22,7 +22,7 @@ TOOLS = Reply(text="Let me see.", tool_calls=(("weather", {"city": "Rome"}), ("c
 @pytest_asyncio.fixture
 async def gpt(server: FaultServer) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(
-        base_url=server.openai_url, api_key="k", max_retries=0, timeout=0.3
+        base_url=server.openai_url, api_key="k", max_retries=0, timeout=30.0
     ) as client:
         yield client
 
@@ -30,7 +30,7 @@ async def gpt(server: FaultServer) -> AsyncIterator[openai.AsyncOpenAI]:
 @pytest_asyncio.fixture
 async def claude(server: FaultServer) -> AsyncIterator[anthropic.AsyncAnthropic]:
     async with anthropic.AsyncAnthropic(
-        base_url=server.anthropic_url, api_key="k", max_retries=0, timeout=0.3
+        base_url=server.anthropic_url, api_key="k", max_retries=0, timeout=30.0
     ) as client:
         yield client
 
@@ -159,6 +159,8 @@ async def test_each_fault_is_the_official_clients_exception(
     name: str,
 ) -> None:
     server.play(fault, fault)
+    if name == "APITimeoutError":
+        gpt, claude = gpt.with_options(timeout=0.3), claude.with_options(timeout=0.3)
     with pytest.raises(getattr(openai, name)) as caught:
         await chat(gpt)
     with pytest.raises((getattr(anthropic, name), httpx2.HTTPError)) as also:

@@ -194,7 +194,8 @@ async def test_a_server_that_died_unseen_is_told_and_replaced(own: Local) -> Non
     process = await process_of(own)
     os.kill(process.pid, signal.SIGSTOP)  # so that it takes the request, but does not answer
     waiting = asyncio.create_task(own.complete(question()))
-    await asyncio.sleep(0.05)
+    for _ in range(50):  # many turns of the loop, in which it is sent
+        await asyncio.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     with pytest.raises(TransientError, match="its server ended with status -9") as caught:
         await waiting

@@ -168,6 +168,7 @@ async def test_the_whole_runtime_ends_in_its_budget(
             started = time.monotonic()
     assert time.monotonic() - started < AT_ONCE
     assert given[0] < 0.9
+    await asyncio.to_thread(until, lambda: all(r.lost or r.delivered for r in rt.telemetry.report()), 40.0)
     check_account(rt, kept)
 
 
