@@ -10,8 +10,8 @@ without waiting. If there is none either, it jumps to the next timer, but first 
 
 It never waits longer than until the timer would be due in real time, and waiting does not move the clock. A job or a
 peer that takes longer than `patience` is overtaken by the next timer, as a slow one would be in reality. But a busy
-machine makes nobody slow here: time in which another thread computes or waits for a processor or a disk, or in which
-the whole process stood still, does not count (on Linux; up to `LONGEST_WAIT` of it for a jump).
+machine makes nobody slow here: time in which another thread computes or waits for a processor or a disk does not count
+(on Linux; up to `LONGEST_WAIT` of it for a jump), nor does time in which the whole process stood still.
 
 **When nothing can happen.** With no timer, no I/O, no thread and no signal handler, nothing will ever wake a task:
 instead of hanging, the loop raises `Deadlock`, which says where each task waits. With one of these it waits, as any
@@ -31,7 +31,6 @@ import math
 import os
 import selectors
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
@@ -166,9 +165,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _wait(self, real: selectors.BaseSelector, patience: float) -> list[Any]:
         """Wait for I/O until nothing else has happened in this process for `patience` in all."""
-        give_up = time.monotonic() + LONGEST_WAIT
-        while patience > 0.0 and time.monotonic() < give_up:
-            # What a slice took beyond its length, the process stood still or the thread had no processor.
+        slices = math.ceil(LONGEST_WAIT / SLICE)
+        while patience > 0.0 and slices > 0:
+            # What a slice took beyond its length, the process stood still or the thread had no processor. So slices
+            # are counted: after it has stood still for however long, the others have their turn all the same.
+            slices -= 1
             if events := real.select(min(SLICE, patience)):
                 return events
             if not _threads_at_work():

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,36 @@ def test_a_job_that_computes_is_not_overtaken_however_slow_the_machine_is() -> N
         async with asyncio.timeout(60):
             done = await asyncio.to_thread(compute)
         return done, asyncio.get_running_loop().time()
+
+    assert run(main) == ("done", 0.0)
+
+
+def test_after_the_process_stood_still_a_job_has_its_turn_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agentrt.testing.virtual_time.LONGEST_WAIT", 0.2)
+    stood_still = threading.Event()
+
+    def job() -> str:
+        assert stood_still.wait(20)
+        return "done"
+
+    async def main() -> tuple[str, float]:
+        loop: Any = asyncio.get_running_loop()
+        real = loop._selector._real
+        select = real.select
+
+        def stops(timeout: float | None = None) -> Any:
+            if timeout and not stood_still.is_set():
+                time.sleep(0.3)  # nothing of the process runs, in truth
+                stood_still.set()
+                return []
+            return select(timeout)
+
+        monkeypatch.setattr(real, "select", stops)
+        async with asyncio.timeout(60):
+            done = await asyncio.to_thread(job)
+        return done, loop.time()
 
     assert run(main) == ("done", 0.0)
 
