@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -271,6 +272,10 @@ class RuntimeTelemetry:
         if self._exporters:
             try:
                 await self._ends.run(self._close, seconds)
+            except asyncio.CancelledError as error:
+                if getattr(error, "executed", None) is False:
+                    self._close_unattended(seconds)  # its thread had not begun yet: it was withdrawn
+                raise
             finally:
                 self._tell_losses()
 
@@ -282,6 +287,16 @@ class RuntimeTelemetry:
                 logger.warning(
                     "telemetry lost: %s", replace(report, error=None) if report.name in told else report
                 )
+
+    def _close_unattended(self, seconds: float) -> None:
+        """The end in a thread for which nobody waits; without time if the system has no thread for it."""
+        thread = threading.Thread(
+            target=self._close, args=(seconds,), name="agentrt telemetry end", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            self._close(0.0)
 
     def _close(self, seconds: float) -> None:
         """The part of the end that blocks. One piece, so that it goes on to its own end if nobody waits any more."""

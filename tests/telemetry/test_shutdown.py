@@ -298,8 +298,43 @@ async def test_a_cancelled_close_loses_no_count(release: threading.Event) -> Non
     check_account(rt, kept)
 
 
+async def test_a_close_that_is_cancelled_before_it_has_a_thread_goes_on(release: threading.Event) -> None:
+    kept = Kept()
+    rt = Runtime(backends=[("kept", kept)])
+    async with rt:
+        await rt.run(agent, "hi")
+        busy = asyncio.create_task(rt.telemetry._ends.run(release.wait, 30))
+        await asyncio.sleep(0)
+        await begun_and_cancelled(rt, 40.0)
+        await asyncio.to_thread(until, lambda: kept.closed, 30.0)
+        release.set()
+        await busy
+    check_account(rt, {"kept": kept}, losing=False)
+
+
+async def test_without_threads_a_cancelled_close_counts_what_waits(
+    release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    rt = Runtime(backends=[("blocks", backends(release)["blocks"])])
+    async with rt:
+        await rt.run(agent, "hi")
+        busy = asyncio.create_task(rt.telemetry._ends.run(release.wait, 30))
+        await asyncio.sleep(0)
+        hand_on(rt)
+        with monkeypatch.context() as without:
+            without.setattr(threading.Thread, "start", refuse)
+            await begun_and_cancelled(rt, 40.0)
+        (report,) = rt.telemetry.report()
+        assert report.lost["spans", "shutdown"] == SPANS
+        release.set()
+        await busy
+
+
 async def begun_and_cancelled(rt: Runtime, seconds: float) -> None:
-    """A close that has `seconds`, and is cancelled when its thread is at work."""
+    """A close that has `seconds`, and is cancelled when it has begun."""
     hand_on(rt)
     closing = asyncio.create_task(rt.telemetry.aclose(seconds))
     await asyncio.sleep(0)
