@@ -173,7 +173,11 @@ def show(
 def _check(path: Path) -> None:
     from agentrt.security.audit.segments import segments
 
-    if not segments(path):
+    try:
+        found = segments(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    if not found:
         raise ConfigError(f"there is no audit log {path}")
 
 

@@ -227,9 +227,15 @@ def test_a_time_that_is_none(log: Path, command: Command, time: str) -> None:
 
 
 def test_a_log_that_is_not_there(command: Command) -> None:
+    long = "n" * 300
     for what in ("verify", "show", "tail"):
-        ended = command("audit", what, "none")
-        assert (ended.code, ended.err) == (2, "error: there is no audit log none\n")
+        for path, message in (
+            ("none", "there is no audit log none"),
+            ("agents.py/a", "cannot read agents.py/a: Not a directory"),
+            (long, f"cannot read {long}: File name too long"),
+        ):
+            ended = command("audit", what, path)
+            assert (ended.code, ended.err) == (2, f"error: {message}\n")
 
 
 def test_a_log_from_a_pipe_is_verified_and_what_is_none_is_told(log: Path) -> None:
