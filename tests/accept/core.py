@@ -197,13 +197,15 @@ def refused(place: Place) -> str:
 def signals(place: Place) -> str:
     slow = place.clone / "slow.py"
     slow.write_text(
-        "import asyncio\n\n\nasync def agent(message):\n    await asyncio.sleep(60)\n    return message\n"
+        "import asyncio\nimport sys\n\n\nasync def agent(message):\n"
+        "    if message == 'tell':\n        print('began', file=sys.stderr, flush=True)\n"
+        "    await asyncio.sleep(60)\n    return message\n"
     )
     python = next((place.clone / ".dev").glob("run-*")) / "bin" / "python"
     seen = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(
-            [str(python), "-m", "agentrt", "run", "slow.py:agent", "hi"],
+            [str(python), "-m", "agentrt", "run", "slow.py:agent", "tell"],
             cwd=place.clone,
             env=place.env,
             stdin=subprocess.DEVNULL,
@@ -211,10 +213,11 @@ def signals(place: Place) -> str:
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(2)
+        assert process.stderr is not None
+        expect(process.stderr.readline() == "began\n", "the agent did not begin")
         process.send_signal(number)
         if number == signal.SIGTERM:
-            time.sleep(0.5)
+            expect("the run has 20 s" in process.stderr.readline(), "SIGTERM was not noticed")
             process.send_signal(number)  # the first one drains, the second cancels
         _, stderr = process.communicate(timeout=40)
         expect("Traceback" not in stderr, stderr)

@@ -94,7 +94,7 @@ class GcpSecretManager:
         yield
         self._hangs = False
 
-    def wait_for_calls(self, count: int, *, timeout: float = 10.0) -> None:
+    def wait_for_calls(self, count: int, *, timeout: float = 30.0) -> None:
         with self._called:
             if not self._called.wait_for(lambda: len(self.calls) >= count, timeout):
                 raise AssertionError(f"{len(self.calls)} calls came within {timeout:g} s, not {count}")

@@ -77,13 +77,13 @@ class HttpServer:
         del request
         return Answer()
 
-    def wait_for(self, enough: Callable[[], bool], *, what: str, timeout: float = 10.0) -> None:
+    def wait_for(self, enough: Callable[[], bool], *, what: str, timeout: float = 30.0) -> None:
         """Blocks until `enough`, asked after every request; fails after `timeout` seconds, naming `what`."""
         with self._changed:
             if not self._changed.wait_for(enough, timeout):
                 raise AssertionError(f"no {what} within {timeout:g} s; {len(self.requests)} requests came")
 
-    def wait_for_requests(self, count: int, *, timeout: float = 10.0) -> None:
+    def wait_for_requests(self, count: int, *, timeout: float = 30.0) -> None:
         self.wait_for(lambda: len(self.requests) >= count, what=f"{count} requests", timeout=timeout)
 
     def die(self) -> None:

@@ -58,14 +58,14 @@ class Received:
         self.metrics: list[Metric] = []
         self.logs: list[LogRecord] = []
 
-    async def span(self, name: str, *, timeout: float = 10.0) -> Span:
+    async def span(self, name: str, *, timeout: float = 30.0) -> Span:
         """The first span of this name, had or to come; fails after `timeout` seconds, as the other two do."""
         return await _first(self.spans, lambda span: span.name == name, f"span {name!r}", timeout)
 
-    async def metric(self, name: str, *, timeout: float = 10.0) -> Metric:
+    async def metric(self, name: str, *, timeout: float = 30.0) -> Metric:
         return await _first(self.metrics, lambda metric: metric.name == name, f"metric {name!r}", timeout)
 
-    async def log(self, text: str, *, timeout: float = 10.0) -> LogRecord:
+    async def log(self, text: str, *, timeout: float = 30.0) -> LogRecord:
         """The first record whose body contains `text`."""
         return await _first(
             self.logs, lambda log: text in log.body.string_value, f"log record {text!r}", timeout
@@ -74,10 +74,12 @@ class Received:
 
 async def _first(had: list[T], fits: Callable[[T], bool], what: str, timeout: float) -> T:
     ends = time.monotonic() + timeout
-    while time.monotonic() < ends:
+    while True:
         for each in had:
             if fits(each):
                 return each
+        if time.monotonic() > ends:
+            break
         await asyncio.sleep(0.01)
     names = sorted({getattr(each, "name", "a log record") for each in had})
     raise AssertionError(f"no {what} within {timeout:g} s; there are: {', '.join(names) or 'none'}")

@@ -121,7 +121,7 @@ def fetch(
         return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
 
-async def eventually(ask: Callable[[], T], *, what: str, timeout: float = 10.0) -> T:
+async def eventually(ask: Callable[[], T], *, what: str, timeout: float = 30.0) -> T:
     """The first true answer of `ask`, which is called in a thread every 50 ms.
 
     Servers give no notice of what arrived, so they have to be asked. Fails after `timeout` seconds, naming `what`.

@@ -90,7 +90,7 @@ class Ddapm(Program):
         for base in (self.url, self.otlp):
             _ok(fetch(f"{base}/test/session/clear"), "clearing the Datadog test agent")
 
-    async def received(self, signal: str, *, timeout: float = 10.0) -> list[Any]:
+    async def received(self, signal: str, *, timeout: float = 30.0) -> list[Any]:
         """The requests of a signal, "traces", "metrics" or "logs", as soon as there are any."""
         url = f"{self.otlp}/test/session/{signal}"
         return await eventually(lambda: _ok(fetch(url), url).json(), what=signal, timeout=timeout)
@@ -198,7 +198,7 @@ class Prometheus(Program):
         """The series of an instant query: each with "metric" (labels) and "value" (time, text)."""
         return await asyncio.to_thread(self._query, promql)
 
-    async def query_until(self, promql: str, *, timeout: float = 10.0) -> list[dict[str, Any]]:
+    async def query_until(self, promql: str, *, timeout: float = 30.0) -> list[dict[str, Any]]:
         """The first answer that is not empty; fails after `timeout` seconds."""
         return await eventually(lambda: self._query(promql), what=f"series for {promql}", timeout=timeout)
 

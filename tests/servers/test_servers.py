@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import http.client
 import json
@@ -138,7 +139,7 @@ def test_the_collector_keeps_only_what_it_acknowledged(collector: Collector) -> 
 
 def test_a_stock_exporter_tries_again_after_503(collector: Collector) -> None:
     collector.answer(Answer(503, headers={"Retry-After": "0"}), None)
-    send_spans(OTLPSpanExporter(f"{collector.url}/v1/traces", timeout=5))
+    send_spans(OTLPSpanExporter(f"{collector.url}/v1/traces", timeout=30))
     assert [span.name for span in collector.spans] == [CHILD, PARENT]
     assert len(collector.requests) == 3
 
@@ -346,7 +347,7 @@ def test_a_server_answers_as_told(answering: Callable[..., HttpServer]) -> None:
 
 
 def test_a_server_can_answer_late(answering: Callable[..., HttpServer]) -> None:
-    server = answering(delay=5.0)
+    server = answering(delay=3600.0)
     with pytest.raises(TimeoutError):
         fetch(server.url, timeout=0.1)
 
@@ -368,7 +369,7 @@ def test_a_chunked_body_is_put_together(collector: Collector) -> None:
 
 def test_a_server_dies_in_mid_run_and_can_be_revived() -> None:
     with HttpServer(dies_after=2) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=50)
         for _ in range(2):
             connection.request("GET", "/")
             assert connection.getresponse().read() == b""
@@ -385,16 +386,14 @@ def test_a_server_dies_in_mid_run_and_can_be_revived() -> None:
 
 
 def test_dying_cuts_what_is_under_way() -> None:
-    with HttpServer(Answer(delay=30.0)) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    with HttpServer(Answer(delay=3600.0)) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=50)
         connection.request("GET", "/")
         server.wait_for_requests(1)
-        began = time.monotonic()
         server.die()
         with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
             connection.getresponse()
         connection.close()
-        assert time.monotonic() - began < 5.0
 
 
 def test_a_bug_in_a_server_is_the_tests_failure() -> None:
@@ -410,10 +409,18 @@ def test_a_bug_in_a_server_is_the_tests_failure() -> None:
 
 
 def test_the_black_hole_takes_all_and_answers_nothing(black_hole: BlackHole) -> None:
-    with pytest.raises(TimeoutError):
-        fetch(black_hole.url, method="POST", body=b"x" * 1_000_000, timeout=0.2)
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", black_hole.port, timeout=50)
+    ) as connection:
+        connection.request("POST", "/", b"x" * 1_000_000)
+        connection.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
+        until = time.monotonic() + 30
+        while black_hole.received <= 1_000_000 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert black_hole.received > 1_000_000
     assert black_hole.connections == 1
-    assert black_hole.received > 1_000_000
 
 
 def test_the_refusing_port_refuses(refusing: Refusing) -> None:
@@ -427,7 +434,7 @@ class Script(Program):
 
     name = "script"
 
-    def __init__(self, script: str, *, limit: float = 5.0) -> None:
+    def __init__(self, script: str, *, limit: float = 40.0) -> None:
         super().__init__()
         self.script = script
         type(self).start_limit = limit
@@ -449,11 +456,20 @@ def test_a_program_is_stopped_by_its_pid() -> None:
         _ = program.pid
 
 
+class Loading(Script):
+    """Is asked, however late it begins, and does not answer."""
+
+    def ready(self) -> bool:
+        while "loading" not in self.output():
+            time.sleep(0.01)
+        return False
+
+
 def test_a_program_that_ends_or_hangs_is_told_with_its_output() -> None:
     with pytest.raises(ServerError, match=r"script ended before it answered(.|\n)*bad option"):
         Script("echo bad option; exit 2").__enter__()
     with pytest.raises(ServerError, match=r"did not answer within 0\.2 s(.|\n)*loading"):
-        Script("echo loading; exec sleep 60", limit=0.2).__enter__()
+        Loading("echo loading; exec sleep 60", limit=0.2).__enter__()
 
 
 def test_a_port_that_was_taken_meanwhile_is_changed() -> None:

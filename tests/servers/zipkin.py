@@ -31,7 +31,7 @@ class Zipkin(HttpServer):
     def endpoint(self) -> str:
         return f"{self.url}/api/v2/spans"
 
-    def wait_for_spans(self, count: int, *, timeout: float = 10.0) -> list[dict[str, Any]]:
+    def wait_for_spans(self, count: int, *, timeout: float = 30.0) -> list[dict[str, Any]]:
         """Blocks until `count` spans came; fails after `timeout` seconds."""
         self.wait_for(lambda: len(self.spans) >= count, what=f"{count} spans", timeout=timeout)
         return self.spans
