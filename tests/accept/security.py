@@ -323,7 +323,11 @@ proved(
     *security("test_audit_crash.py::test_a_process_that_is_killed_20_times_leaves_a_good_log"),
 )
 proved(
-    "a full disk, a read-only folder, a second writer, forks, torn lines", *security("test_audit_failures.py")
+    "a full disk, a read-only folder, a second writer, forks, torn lines",
+    *security(
+        "test_audit_failures.py", "test_audit_disk.py", "test_audit_lock.py", "test_audit_processes.py"
+    ),
+    *security("test_audit_place.py"),
 )
 proved("agentrt audit verify, show, tail", "tests/cli/test_audit_command.py")
 
