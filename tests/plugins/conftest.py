@@ -9,5 +9,6 @@ from agentrt import closing
 
 @pytest.fixture(autouse=True)
 def time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that stands still for some seconds would use up those that a runtime has for its end."""
+    """A machine that stands still for some seconds would use up those that a runtime, or a token, has for its end."""
     monkeypatch.setattr(closing, "CLOSE_SECONDS", 40.0)
+    monkeypatch.setattr("agentrt_vault.session.REVOKE_LIMIT", 40.0)
