@@ -60,6 +60,30 @@ async def test_a_group_that_could_not_even_be_cut_off_is_cut_off_before_the_next
 
 
 @pytest.mark.asyncio
+async def test_what_is_lost_while_a_group_is_written_is_told_by_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    append = LogFile.append
+    rounds = [7, 3]
+    async with AuditLog(path, on_failure="warn", queue=5) as log:
+        await until(lambda: log.statistics.groups == 1)
+
+        def meanwhile(self: LogFile, data: bytes) -> None:
+            for number in range(rounds.pop(0) if rounds else 0):
+                log.note("x", f"meanwhile:{number}")
+            append(self, data)
+
+        monkeypatch.setattr(LogFile, "append", meanwhile)
+        log.note("x", "before")
+        await until(lambda: not rounds)
+    told = [item["lost"] for item in items(path) if item["type"] == "gap"]
+    assert sum(told) == log.statistics.lost > 0
+    assert len([item for item in items(path) if item["type"] == "record"]) == 11 - log.statistics.lost
+    assert checked(path, None).ok
+
+
+@pytest.mark.asyncio
 async def test_a_folder_that_does_not_reach_the_disk_is_no_second_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,8 @@ class Writer:
         self._closing = self._is_dead = False
         self._since: str | None = None
         self._lost = self._refused = 0
+        self._gap: Gap | None = None
+        """What the group that is being written tells of losses: there may be more by the time it is on the disk."""
         self._told_of_failure = self._told_of_lock = False
         self._retry = FIRST_RETRY
         self._unsigned = 0
@@ -249,8 +251,9 @@ class Writer:
         if opens:
             lines += self._introduction()
             self._introduced = True
-        if self._lost or self._refused:
-            lines.append(chain.add(self._gap()))
+        self._gap = self._lost_until_now()
+        if self._gap is not None:
+            lines.append(chain.add(self._gap))
         for ticket in group:
             lines.append(chain.add(self._ready(ticket)))
             ticket.seq = chain.seq
@@ -332,7 +335,9 @@ class Writer:
         lines.append(self.file.chain.add(opened))
         return lines
 
-    def _gap(self) -> Gap:
+    def _lost_until_now(self) -> Gap | None:
+        if not self._lost and not self._refused:
+            return None
         return Gap(
             time=now(),
             since=self._since or now(),
@@ -397,9 +402,11 @@ class Writer:
         statistics = self.statistics
         with self._changed:
             self._in_hand = 0
-            lost, refused, failed = self._lost, self._refused, self.failure is not None
-            self.failure = self._since = None
-            self._lost = self._refused = 0
+            gap, failed = self._gap, self.failure is not None
+            lost, refused = (0, 0) if gap is None else (gap.lost, gap.refused)
+            self._lost, self._refused = self._lost - lost, self._refused - refused
+            self._since = now() if self._lost or self._refused else None  # for the next group to tell
+            self.failure = self._gap = None
             self._retry, self._told_of_failure = FIRST_RETRY, False
         statistics.written += len(group)
         statistics.groups += 1
