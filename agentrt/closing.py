@@ -35,11 +35,17 @@ async def close_all(closers: list[Closer]) -> None:
     problems: list[BaseException] = []
     interrupted: asyncio.CancelledError | None = None
     for following, (name, close) in zip(reversed(range(len(closers))), closers, strict=True):
-        rest = max(0.0, end - loop.time())
+        began = loop.time()
+        rest = max(0.0, end - began)
         seconds = rest / 2 if following else max(0.0, rest - LAST_MOMENT)
         task = asyncio.ensure_future(close(seconds))
         try:
             await asyncio.wait([task], timeout=seconds)
+            held_up = loop.time() - began - seconds
+            if held_up > LAST_MOMENT:
+                # The process stood still, or somebody blocked the loop: nobody could do anything in that time.
+                end += held_up
+                await asyncio.wait([task], timeout=LAST_MOMENT)
             if not task.done():
                 late.append(name)
                 task.cancel()

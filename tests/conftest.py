@@ -7,6 +7,8 @@ import gc
 import pytest
 from hypothesis import HealthCheck, settings
 
+from agentrt import closing
+
 # How long an example takes says something about the machine, and nothing about the code.
 settings.register_profile(
     "any speed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -14,6 +16,12 @@ settings.register_profile(
 settings.load_profile("any speed")
 
 pytest_plugins = ["agentrt.testing.pytest_plugin", "servers.fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still for some seconds would use up those that a runtime has for its end."""
+    monkeypatch.setattr(closing, "CLOSE_SECONDS", 60.0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,14 +1,11 @@
-"""The tests of the plugins: of a runtime they look at what it does until its end, however long that takes."""
+"""The tests of the plugins: they look at what is done until the end, however long that takes."""
 
 from __future__ import annotations
 
 import pytest
 
-from agentrt import closing
-
 
 @pytest.fixture(autouse=True)
-def time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that stands still for some seconds would use up those that a runtime, or a token, has for its end."""
-    monkeypatch.setattr(closing, "CLOSE_SECONDS", 40.0)
+def time_to_revoke(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still for some seconds would use up those in which a token is revoked."""
     monkeypatch.setattr("agentrt_vault.session.REVOKE_LIMIT", 40.0)

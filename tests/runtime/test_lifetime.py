@@ -10,8 +10,9 @@ from typing import Any, Self
 
 import pytest
 
-from agentrt import AgentrtError, Config, ConfigError, Context, Runtime, current
+from agentrt import AgentrtError, Config, ConfigError, Context, Runtime, closing, current
 from agentrt.runtime import MAX_HOSTED
+from agentrt.testing import VirtualTimeLoop
 from tests.runtime.doubles import FakeModel
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.virtual_time]
@@ -94,7 +95,10 @@ async def test_closing_while_an_agent_is_being_entered_ends_that() -> None:
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-async def test_closing_ends_in_time_and_reaches_everybody(stubborn: bool) -> None:
+async def test_closing_ends_in_time_and_reaches_everybody(
+    stubborn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "CLOSE_SECONDS", 5.0)
     closed: list[str] = []
 
     class Hanging:
@@ -126,6 +130,30 @@ async def test_closing_ends_in_time_and_reaches_everybody(stubborn: bool) -> Non
     assert asyncio.get_running_loop().time() - started <= 5.0
     assert closed == ["good"]
     await asyncio.sleep(30)  # those that were left behind end, too
+
+
+async def test_what_closes_while_the_process_stands_still_is_not_late() -> None:
+    closed: list[str] = []
+
+    class Quick:
+        async def __aenter__(self) -> None: ...
+
+        async def __aexit__(self, *exc: object) -> None:
+            await asyncio.sleep(2)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            closed.append("closed")
+
+        async def run(self, message: str) -> str:
+            return message
+
+    rt = Runtime()
+    await rt.run(Quick, "go")
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.call_later(1, loop.block, 100)
+    await rt.aclose()
+    assert closed == ["closed"]
 
 
 async def test_a_caller_that_does_not_wait_for_the_end_still_lets_everybody_close() -> None:

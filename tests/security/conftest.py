@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agentrt import closing
 from agentrt.security.audit import AuditLog
 
 
 @pytest.fixture(autouse=True)
 def time_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runtime and an audit log have a minute to close, unless a test says otherwise."""
-    monkeypatch.setattr(closing, "CLOSE_SECONDS", 60.0)
+    """An audit log has a minute to close, unless a test says otherwise."""
     monkeypatch.setattr(AuditLog.aclose, "__defaults__", (60.0,))
