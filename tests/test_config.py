@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
@@ -749,7 +749,6 @@ def use_everything(config: Config) -> None:
     config.make(Limits, "run", "limits")
 
 
-@settings(deadline=None)  # the first example imports half of agentrt
 @given(st.dictionaries(words, values, max_size=4))
 @example({"pipeline": {"retry": {"budget": {"ratio": float("nan")}}}})
 @example({"run": {"timeout": float("inf")}})
@@ -759,7 +758,6 @@ def test_any_tables_are_taken_or_refused_as_a_mistake(tables: dict[str, Any]) ->
         use_everything(Config(tables))
 
 
-@settings(deadline=None)
 @given(st.lists(words, min_size=1, max_size=4), st.one_of(st.text(max_size=12), values.map(repr)))
 def test_any_variable_is_taken_or_refused_as_a_mistake(names: list[str], text: str) -> None:
     variable = "AGENTRT_" + "__".join(names).upper()

@@ -467,7 +467,7 @@ async def test_a_stuck_call_is_abandoned_and_the_next_one_waits_for_its_thread(
 VOCABULARY = ["red", "wine", "cat", "東京", "🤖", "café", "42"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(), max_size=200), st.text(st.characters(), max_size=200))
 async def test_any_text_can_be_stored_and_any_query_asked(text: str, query: str) -> None:
     memory = SqliteMemory(max_items=1)
@@ -553,4 +553,4 @@ class MemoryModel(RuleBasedStateMachine):
 
 
 TestMemoryModel = MemoryModel.TestCase
-TestMemoryModel.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestMemoryModel.settings = settings(max_examples=40, stateful_step_count=20)

@@ -596,9 +596,7 @@ async def check(world: World) -> None:
 
 
 def profile(examples: int) -> settings:
-    return settings(
-        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
+    return settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.filterwarnings("ignore::agentrt.pipeline.PipelineWarning")

@@ -138,7 +138,7 @@ segments = st.sampled_from(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(parts=st.lists(segments, min_size=1, max_size=6), absolute=st.booleans())
 async def test_no_name_leads_out_of_the_directory(folder: Path, parts: list[str], absolute: bool) -> None:
     (folder / "a").write_text("value of a")

@@ -157,5 +157,5 @@ async def invoke(kind: str, target: str, fn: Any, /, *, idempotent: bool = False
     return await fn()
 
 
-TheCache.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TheCache.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestTheCache = TheCache.TestCase

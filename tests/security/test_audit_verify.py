@@ -294,7 +294,7 @@ def _tamperings(draw: st.DrawFn) -> bytes:
     return b"".join(all_)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=_tamperings())
 def test_any_edit_deletion_swap_copy_or_truncation_of_any_line_is_detected(data: bytes) -> None:
     original, keep = _original()

@@ -118,7 +118,7 @@ def _no_files(action: int, *_: object) -> int:
 
 
 @given(anything)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_passes_for_sql_survives_sqlite(people: sqlite3.Connection, text: str) -> None:
     for value in passing([text], "sql"):
         assert people.execute("SELECT ?, length(?)", (value, value)).fetchone() == (text, len(text))
@@ -174,7 +174,7 @@ def texts_in_postgres(postgres: Database) -> Iterator[Any]:
 
 
 @given(st.lists(anything, max_size=5))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_passes_for_sql_survives_postgres(texts_in_postgres: Any, texts: list[str]) -> None:
     values = passing(texts, "sql")
     assert texts_in_postgres.execute("SELECT %s::text[]", (values,)).fetchone() == (values,)
@@ -299,7 +299,7 @@ def test_the_same_texts_without_quotes_run_commands(marker: Path, tmp_path: Path
 
 
 @given(st.lists(anything, max_size=20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_whatever_passes_for_shell_survives_argv_and_a_quoted_line(texts: list[str]) -> None:
     values = passing(texts, "shell")
     assert echoed(argv("x", values=values, separator=None)[1:]) == values

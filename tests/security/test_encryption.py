@@ -95,7 +95,7 @@ def test_the_documentation_has_the_first_vector() -> None:
         assert first[value] in page
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     plaintext=st.binary(max_size=300),
     context=st.binary(min_size=1, max_size=100),
@@ -123,13 +123,13 @@ def test_a_token_shows_neither_plaintext_nor_context() -> None:
 # --- round trips ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(plaintext=st.binary(max_size=2000), context=st.binary(min_size=1, max_size=200))
 def test_bytes_come_back(plaintext: bytes, context: bytes) -> None:
     assert ENCRYPTION.decrypt(ENCRYPTION.encrypt(plaintext, context=context), context=context) == plaintext
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(plaintext=st.text(), context=st.text(min_size=1))
 def test_text_comes_back_and_is_its_utf_8(plaintext: str, context: str) -> None:
     token = ENCRYPTION.encrypt(plaintext, context=context)
@@ -142,7 +142,7 @@ def test_four_megabytes_come_back() -> None:
     assert ENCRYPTION.decrypt(ENCRYPTION.encrypt(data, context="big"), context="big") == data
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(one=st.binary(min_size=1, max_size=40), other=st.binary(min_size=1, max_size=40))
 def test_another_context_is_refused(one: bytes, other: bytes) -> None:
     token = ENCRYPTION.encrypt(b"x", context=one)
@@ -202,7 +202,7 @@ def test_parts_of_two_tokens_do_not_fit_together() -> None:
             assert_refused(ENCRYPTION, token_of(mixed), "place")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.text(max_size=200)
     | st.binary(max_size=300).map(token_of)
@@ -212,7 +212,7 @@ def test_what_is_no_token_is_refused(foreign: str) -> None:
     assert_refused(ENCRYPTION, foreign, "place")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.binary(max_size=40), st.integers(0, 63), st.integers(0, 39))
 def test_one_sequence_of_bytes_has_one_form(data: bytes, other: int, at: int) -> None:
     text = token_of(data)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrt.security.files import FileAccess, FileError
@@ -163,7 +163,7 @@ def operate(files: FileAccess, operation: str, path: str) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(things=THINGS, operations=OPERATIONS)
 def test_in_any_tree_nothing_gets_out(
     way: str, things: list[tuple[list[str], str, str]], operations: list[tuple[str, str]]
@@ -182,7 +182,7 @@ def test_in_any_tree_nothing_gets_out(
 
 
 @pytest.mark.skipif("openat2" not in WAYS, reason="this system has no openat2")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(things=THINGS, paths=st.lists(PATHS, min_size=1, max_size=12))
 def test_without_links_both_ways_are_the_same(
     things: list[tuple[list[str], str, str]], paths: list[str]

@@ -8,7 +8,7 @@ import pickle
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrt.errors import ConfigError
@@ -35,7 +35,6 @@ def test_a_key_without_an_id_always_has_the_same_one() -> None:
     assert len({KeyRing.generate().primary for _ in range(200)}) == 200
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32).filter(lambda key: len(set(key)) > 9))
 def test_base64_of_either_kind_is_taken(key: bytes) -> None:
     plain, url = base64.b64encode(key).decode(), base64.urlsafe_b64encode(key).decode()

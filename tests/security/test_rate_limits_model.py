@@ -88,7 +88,7 @@ class Counting(RuleBasedStateMachine):
             assert all(model.used(turn) <= max(LIMITS) for turn in model.turns)
 
 
-Counting.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Counting.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestCounting = Counting.TestCase
 
 
@@ -96,7 +96,6 @@ TestCounting = Counting.TestCase
     limit=st.integers(1, 5),
     gaps=st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.99, 1.0, 1.01, 3.0]), min_size=1, max_size=60),
 )
-@settings(deadline=None)
 def test_any_window_anywhere_holds_at_most_the_limit(limit: int, gaps: list[float]) -> None:
     """Looked at from outside, by the loop's clock: what was allowed, and when."""
 
@@ -120,7 +119,7 @@ def test_any_window_anywhere_holds_at_most_the_limit(limit: int, gaps: list[floa
     window=st.integers(1, 4),
     steps=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 2)), min_size=1, max_size=40),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_library_limits_decides_the_same(limit: int, window: int, steps: list[tuple[int, int]]) -> None:
     """Whole seconds, which it can count. Its window includes both ends, ours one, so no two hits are whole seconds
     apart here."""

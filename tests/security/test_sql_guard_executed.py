@@ -149,7 +149,7 @@ READS = {
 
 
 @given(nested | spliced)
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_passes_does_nothing_but_read_in_sqlite(shop: sqlite3.Connection, sql: str) -> None:
     try:
         guarded = sql_guard(sql, dialect="sqlite", tables=TABLES, max_rows=50)
@@ -177,7 +177,7 @@ def test_whatever_passes_does_nothing_but_read_in_sqlite(shop: sqlite3.Connectio
 
 
 @given(nested | spliced)
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_passes_does_nothing_but_read_in_postgres(shop_in_postgres: Any, sql: str) -> None:
     import psycopg
 

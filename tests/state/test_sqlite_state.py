@@ -276,7 +276,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(STEPS)
 async def test_it_holds_what_a_dict_would_hold(steps: list[tuple[str, str, str]]) -> None:
     state, model = SqliteState(path=":memory:"), dict[str, Stored]()

@@ -655,7 +655,7 @@ def as_told(outcome: Any, release: threading.Event) -> BaseException | Callable[
     return {"hang": hang, "slow": slow, "block": block}.get(outcome, outcome)  # type: ignore[call-overload,no-any-return]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(OUTCOMES), max_size=8),
     STEPS,

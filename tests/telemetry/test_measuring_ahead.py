@@ -58,7 +58,7 @@ async def test_metrics_are_complete_and_what_waits_goes_on_waiting() -> None:
     assert kept.metrics["orders"].points[0].value == kept.metrics["agent.tool.calls"].points[0].value == 300.0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(st.just("offer"), st.integers(0, 700)) | st.tuples(st.sampled_from(["measure", "drain"]), st.just(0)),

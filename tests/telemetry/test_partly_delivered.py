@@ -146,7 +146,7 @@ ANSWERS: list[Any] = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from(ANSWERS), max_size=12), st.integers(0, 9), st.integers(1, 4), st.integers(1, 4)
 )

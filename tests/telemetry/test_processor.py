@@ -491,7 +491,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STEPS, st.integers(1, 20), st.lists(st.booleans(), max_size=4))
 def test_every_item_is_delivered_once_or_lost_once(
     steps: list[tuple[str, int]], queue: int, refusals: list[bool]
