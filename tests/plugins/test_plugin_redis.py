@@ -355,6 +355,20 @@ async def test_cancelling_at_any_moment_leaves_the_connections_in_order(
         assert decision == Decision(True, 49, 0.0)
 
 
+async def test_a_waiter_is_cancelled_at_whatever_step_it_is(valkey: Valkey) -> None:
+    """Python 3.11's `asyncio.wait_for` forgets a cancellation that comes when what it waits for has just ended."""
+    store = RedisLimits(url=valkey.url, on_failure="closed", **PATIENT)
+    async with RateLimiter(store) as limiter:
+        await limiter.acquire("a", 1, 1000, max_wait=0)
+        for steps in range(60):
+            task = asyncio.create_task(limiter.acquire("a", 1, 1000, max_wait=1e8))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=30)
+            assert task.cancelled(), f"cancelled at step {steps}"
+
+
 # --- connections ---------------------------------------------------------------------------------------
 
 
