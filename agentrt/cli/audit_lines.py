@@ -4,6 +4,7 @@ together, below the run that it was part of."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -126,16 +127,15 @@ def lines_of(path: Path) -> Iterator[tuple[bytes, Line | None]]:
         full, written = at_one_moment(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    for name in full:
-        try:
-            file = name.open("rb")
-        except OSError as error:
-            if written is not None:
-                written.close()
-            raise ConfigError(f"cannot read {name}: {error.strerror}") from error
-        yield from _lines(file)
-    if written is not None:
-        yield from _lines(written)
+    with written or nullcontext():
+        for name in full:
+            try:
+                file = name.open("rb")
+            except OSError as error:
+                raise ConfigError(f"cannot read {name}: {error.strerror}") from error
+            yield from _lines(file)
+        if written is not None:
+            yield from _lines(written)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[bytes, Line | None]]:
